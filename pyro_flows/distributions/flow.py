@@ -1,0 +1,95 @@
+"""A flow: a base distribution and the transforms that shape it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor, nn
+from torch.distributions import Transform
+
+from ..errors import OptionError, ShapeError
+from ..transforms import Compose, FlowTransform
+from .bases import Gaussian
+
+__all__ = ["Flow", "FlowDistribution"]
+
+
+class FlowDistribution(dist.TransformedDistribution):
+    """What a :class:`Flow` gives when it is called: Pyro's ``TransformedDistribution`` with a fused draw-and-score.
+
+    Shapes, support, ``expand``, plates and validation are torch's own.
+    """
+
+    def rsample_and_log_prob(self, sample_shape: torch.Size | Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Reparameterised draws of shape ``sample_shape + batch_shape + event_shape``, and their log density, in one pass.
+
+        This is the cheap way to a density at the flow's own draws: nothing is inverted.
+        """
+        x = self.base_dist.rsample(torch.Size(sample_shape))
+        event_dim = len(self.event_shape)
+        log_prob = self.base_dist.log_prob(x)
+        for transform in self.transforms:
+            if isinstance(transform, FlowTransform):
+                x, ladj = transform.forward_and_ladj(x)
+            else:
+                y = transform(x)
+                ladj, x = transform.log_abs_det_jacobian(x, y), y
+            log_prob = log_prob - sum_rightmost(ladj, event_dim - transform.codomain.event_dim)
+        return x, log_prob
+
+
+class Flow(nn.Module):
+    """A base distribution pushed through transforms, base to target.
+
+    Args:
+        base: a module whose call gives the base distribution (:mod:`pyro_flows.distributions`), or an integer for a standard normal of that size.
+        transforms: a transform or a sequence of them, in the sampling direction.
+
+    Calling it, ``flow()`` or ``flow(context)``, gives a :class:`FlowDistribution` with ``event_shape (D,)`` and the context's batch shape.
+
+    Example:
+        >>> import torch, pyro_flows as pf
+        >>> flow = pf.flows.nsf(2)
+        >>> flow().log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
+
+    Raises:
+        ShapeError: base and transforms differ in size, or a context is missing or unexpected.
+    """
+
+    def __init__(self, base: nn.Module | int, transforms: FlowTransform | Sequence[FlowTransform]) -> None:
+        super().__init__()
+        self.transform = transforms if isinstance(transforms, FlowTransform) else Compose(transforms)
+        self.base = Gaussian(base) if isinstance(base, int) else base
+        if not isinstance(self.base, nn.Module):
+            raise OptionError("Flow: base must be a module that gives a distribution when called (pf.distributions.Gaussian(dim)), or an integer")
+        base_dim = getattr(self.base, "dim", self.transform.dim)
+        if base_dim != self.transform.dim:
+            raise ShapeError(f"Flow: the base has dim {base_dim}, the transforms have dim {self.transform.dim}")
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates."""
+        return self.transform.dim
+
+    @property
+    def context_dim(self) -> int:
+        """Size of the context; 0 for an unconditional flow."""
+        return self.transform.context_dim
+
+    def forward(self, context: Tensor | None = None) -> FlowDistribution:
+        if (context is None) != (self.context_dim == 0):
+            wanted = f"a context of shape (*batch, {self.context_dim})" if self.context_dim else "no context"
+            raise ShapeError(f"Flow: this flow takes {wanted}")
+        if context is not None and (context.dim() == 0 or context.shape[-1] != self.context_dim):
+            raise ShapeError(f"Flow: expected a context of shape (*batch, {self.context_dim}), got {tuple(context.shape)}")
+        transform: Transform = self.transform if context is None else self.transform.condition(context)
+        return FlowDistribution(self.base(context), [transform])
+
+    def extra_repr(self) -> str:
+        """Sizes at a glance."""
+        count = sum(p.numel() for p in self.parameters())
+        return f"dim={self.dim}, context_dim={self.context_dim}, parameters={count}"

@@ -1,0 +1,66 @@
+"""The errors of pyro_flows: each names the argument or the site that is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+__all__ = [
+    "PyroFlowsError",
+    "ShapeError",
+    "DtypeError",
+    "SupportError",
+    "ModelError",
+    "OptionError",
+    "ParamStoreError",
+    "ImportanceError",
+    "InversionError",
+    "CaptureError",
+    "CheckpointError",
+    "ConvergenceWarning",
+]
+
+
+class PyroFlowsError(Exception):
+    """The root of every error that pyro_flows raises on purpose."""
+
+
+class ShapeError(PyroFlowsError, ValueError):
+    """A tensor has the wrong shape: the message says which, and what was expected."""
+
+
+class DtypeError(PyroFlowsError, TypeError):
+    """A tensor has the wrong dtype, or lies on another device than the parameters."""
+
+
+class SupportError(PyroFlowsError, ValueError):
+    """A site's support has no bijection from the reals, or a value lies outside its support."""
+
+
+class ModelError(PyroFlowsError, ValueError):
+    """A model or its data cannot be fitted as they are: no latent site, NaN data, an impossible initial point."""
+
+
+class OptionError(PyroFlowsError, ValueError):
+    """An option has a value that is not known or makes no sense."""
+
+
+class ParamStoreError(PyroFlowsError, RuntimeError):
+    """Pyro's parameter store holds another guide's parameters under this guide's names."""
+
+
+class ImportanceError(PyroFlowsError, RuntimeError):
+    """Importance weights are too uneven to be used."""
+
+
+class InversionError(PyroFlowsError, RuntimeError):
+    """A numerical inverse did not converge: the message says how far it got, and where."""
+
+
+class CaptureError(PyroFlowsError, RuntimeError):
+    """A model cannot be captured as a static graph: the message says why."""
+
+
+class CheckpointError(PyroFlowsError, RuntimeError):
+    """A file is not a checkpoint of this model and guide, or is damaged."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A fit stopped before it converged, or its diagnostics say not to trust it."""

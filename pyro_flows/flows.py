@@ -1,0 +1,177 @@
+"""Recipes: one short function for each published architecture, returning a :class:`~pyro_flows.distributions.Flow`.
+
+Options that mean the same carry the same name everywhere. Stacks alternate complementary masks, or an order and its reverse, so every coordinate is
+transformed. Each starts at the identity: the flow is its base until it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .distributions import Flow
+from .errors import OptionError
+from .transforms import Autoregressive, Compose, Coupling, FlowTransform, LULinear
+from .univariate import Affine, RationalQuadraticSpline, Shift, Univariate
+
+__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar"]
+
+
+def _count(transforms: int) -> int:
+    if not isinstance(transforms, int) or transforms < 1:
+        raise OptionError(f"transforms must be a positive integer, got {transforms!r}")
+    return transforms
+
+
+def _couplings(
+    univariate: Univariate, dim: int, context_dim: int, transforms: int, hidden_features: Sequence[int], mix: bool = False
+) -> list[FlowTransform]:
+    even = torch.arange(dim) % 2 == 0
+    layers: list[FlowTransform] = []
+    for i in range(_count(transforms)):
+        moved = even if i % 2 == 0 or dim == 1 else ~even
+        layers.append(Coupling(univariate, dim, moved, context_dim, hidden_features))
+        if mix and dim > 1 and i % 2 == 1:
+            layers.append(LULinear(dim))
+    return layers
+
+
+def _autoregressions(
+    univariate: Univariate, direction: str, dim: int, context_dim: int, transforms: int, hidden_features: Sequence[int]
+) -> list[FlowTransform]:
+    order = torch.arange(dim)
+    return [
+        Autoregressive(univariate, dim, direction, order if i % 2 == 0 else order.flip(0), context_dim, hidden_features)  # type: ignore[arg-type]
+        for i in range(_count(transforms))
+    ]
+
+
+def _flow(layers: list[FlowTransform], dim: int, base: nn.Module | None) -> Flow:
+    return Flow(dim if base is None else base, Compose(layers))
+
+
+def nice(
+    dim: int, context_dim: int = 0, transforms: int = 4, hidden_features: Sequence[int] = (64, 64), base: nn.Module | None = None
+) -> Flow:
+    """Additive couplings, then one diagonal scale (NICE): volume-preserving but for the scale.
+
+    Args:
+        dim: number of coordinates.
+        context_dim: size of the context; 0 for none.
+        transforms: number of couplings; with ``dim > 1`` at least two are needed to move every coordinate, and the scale moves all.
+        hidden_features: widths of each conditioner.
+        base: base module; standard normal by default.
+
+    Cost: one pass for samples and for densities. Reference: NICE (Dinh et al., 2014), https://arxiv.org/abs/1410.8516
+    """
+    from .transforms import Affine as Scale
+
+    return _flow([*_couplings(Shift(), dim, context_dim, transforms, hidden_features), Scale(dim, context_dim)], dim, base)
+
+
+def realnvp(
+    dim: int, context_dim: int = 0, transforms: int = 6, hidden_features: Sequence[int] = (64, 64), base: nn.Module | None = None
+) -> Flow:
+    """Affine couplings (RealNVP).
+
+    Args:
+        dim: number of coordinates.
+        context_dim: size of the context; 0 for none.
+        transforms: number of couplings, two for each round over all coordinates.
+        hidden_features: widths of each conditioner.
+        base: base module; standard normal by default.
+
+    Cost: one pass for samples and for densities. Reference: Density estimation using real NVP (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
+    """
+    return _flow(_couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base)
+
+
+def nsf(
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 5,
+    hidden_features: Sequence[int] = (64, 64),
+    bins: int = 8,
+    bound: float = 5.0,
+    base: nn.Module | None = None,
+) -> Flow:
+    """Rational-quadratic spline couplings with linear mixing between rounds (NSF, coupling).
+
+    Args:
+        dim: number of coordinates.
+        context_dim: size of the context; 0 for none.
+        transforms: number of couplings, two for each round over all coordinates.
+        hidden_features: widths of each conditioner.
+        bins: bins of each spline.
+        bound: the splines bend ``[-bound, bound]``; outside they are the identity, so standardise the target.
+        base: base module; standard normal by default.
+
+    Cost: one pass for samples and for densities. Reference: Neural spline flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
+    """
+    spline = RationalQuadraticSpline(bins, bound)
+    return _flow(_couplings(spline, dim, context_dim, transforms, hidden_features, mix=True), dim, base)
+
+
+def maf(
+    dim: int, context_dim: int = 0, transforms: int = 5, hidden_features: Sequence[int] = (64, 64), base: nn.Module | None = None
+) -> Flow:
+    """Affine autoregressive layers whose density takes one pass (MAF).
+
+    Args:
+        dim: number of coordinates.
+        context_dim: size of the context; 0 for none.
+        transforms: number of layers.
+        hidden_features: widths of each conditioner.
+        base: base module; standard normal by default.
+
+    Cost: densities take one pass, samples ``dim`` dependent steps. Reference: Masked autoregressive flow (Papamakarios et al., 2017),
+    https://arxiv.org/abs/1705.07057
+    """
+    return _flow(_autoregressions(Affine(), "density", dim, context_dim, transforms, hidden_features), dim, base)
+
+
+def iaf(
+    dim: int, context_dim: int = 0, transforms: int = 5, hidden_features: Sequence[int] = (64, 64), base: nn.Module | None = None
+) -> Flow:
+    """Affine autoregressive layers whose samples take one pass (IAF).
+
+    Args:
+        dim: number of coordinates.
+        context_dim: size of the context; 0 for none.
+        transforms: number of layers.
+        hidden_features: widths of each conditioner.
+        base: base module; standard normal by default.
+
+    Cost: samples take one pass, densities of given points ``dim`` dependent steps. Reference: Improved variational inference with inverse
+    autoregressive flow (Kingma et al., 2016), https://arxiv.org/abs/1606.04934
+    """
+    return _flow(_autoregressions(Affine(), "sampling", dim, context_dim, transforms, hidden_features), dim, base)
+
+
+def nsf_ar(
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 5,
+    hidden_features: Sequence[int] = (64, 64),
+    bins: int = 8,
+    bound: float = 5.0,
+    base: nn.Module | None = None,
+) -> Flow:
+    """Rational-quadratic spline autoregressive layers whose density takes one pass (NSF, autoregressive).
+
+    Args:
+        dim: number of coordinates.
+        context_dim: size of the context; 0 for none.
+        transforms: number of layers.
+        hidden_features: widths of each conditioner.
+        bins: bins of each spline.
+        bound: the splines bend ``[-bound, bound]``; outside they are the identity, so standardise the target.
+        base: base module; standard normal by default.
+
+    Cost: densities take one pass, samples ``dim`` dependent steps. Reference: Neural spline flows (Durkan et al., 2019),
+    https://arxiv.org/abs/1906.04032
+    """
+    spline = RationalQuadraticSpline(bins, bound)
+    return _flow(_autoregressions(spline, "density", dim, context_dim, transforms, hidden_features), dim, base)

@@ -1,0 +1,84 @@
+"""The coupling structure: half of the coordinates decide how the other half moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from ..nets import MLP, Hypernetwork
+from ..nets.mlp import Activation
+from ..univariate import Univariate
+from .base import FlowTransform
+
+__all__ = ["Coupling"]
+
+
+class Coupling(FlowTransform):
+    r"""Keeps some coordinates and moves the others by maps that the kept ones determine.
+
+    .. math:: y_A = x_A, \qquad y_{B,i} = f(x_{B,i}; \theta_i), \quad \theta = \mathrm{net}(x_A, c)
+
+    Args:
+        univariate: the map :math:`f`, from :mod:`pyro_flows.univariate`.
+        dim: number of coordinates :math:`D`.
+        moved: boolean tensor of shape ``(D,)``, true where a coordinate is moved (the set :math:`B`, not empty). By default the even ones;
+            stacks alternate it with its complement, so that every coordinate moves. Moving all of them (as ``dim=1`` does) is allowed: the
+            parameters then depend on the context alone.
+        context_dim: size of the context :math:`c`; 0 for none.
+        hidden_features: widths of the conditioner's hidden layers.
+        activation: makes the conditioner's activation.
+
+    Cost: one pass of the conditioner in both directions. Starts at the identity.
+
+    Reference: Density estimation using real NVP (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
+    """
+
+    kept_index: Tensor
+    moved_index: Tensor
+    back: Tensor
+
+    def __init__(
+        self,
+        univariate: Univariate,
+        dim: int,
+        moved: Tensor | None = None,
+        context_dim: int = 0,
+        hidden_features: Sequence[int] = (64, 64),
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__(dim, context_dim)
+        self.univariate = univariate
+        moved = torch.arange(dim) % 2 == 0 if moved is None else moved
+        if moved.shape != (dim,) or moved.dtype != torch.bool or not bool(moved.any()):
+            raise ShapeError(f"Coupling: moved must be a boolean tensor of shape ({dim},) with at least one true entry")
+        # Integer indices, never boolean masks: those make graphs that no compiler can fix the shapes of.
+        self.register_buffer("kept_index", (~moved).nonzero().squeeze(-1))
+        self.register_buffer("moved_index", moved.nonzero().squeeze(-1))
+        self.register_buffer("back", torch.cat([self.kept_index, self.moved_index]).argsort())
+        inputs, outputs = dim - len(self.moved_index) + context_dim, len(self.moved_index) * univariate.num_params
+        self.net = MLP(inputs, outputs, hidden_features, activation) if inputs else Hypernetwork((outputs,))
+
+    def extra_repr(self) -> str:
+        return f"{self.univariate}, {super().extra_repr()}, moved={self.moved_index.tolist()}"
+
+    def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        kept, moved = value.index_select(-1, self.kept_index), value.index_select(-1, self.moved_index)
+        given = kept if context is None else torch.cat([kept, context], -1)
+        params = self.net(given).unflatten(-1, (moved.shape[-1], self.univariate.num_params))
+        return kept, moved, params.expand(*moved.shape, -1)
+
+    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([kept, moved], -1).index_select(-1, self.back)
+
+    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept, moved, params = self._parts(x, context)
+        moved, log_slope = self.univariate.forward(moved, params)
+        return self._join(kept, moved), log_slope.sum(-1)
+
+    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept, moved, params = self._parts(y, context)
+        moved, log_slope = self.univariate.inverse(moved, params)
+        return self._join(kept, moved), log_slope.sum(-1)

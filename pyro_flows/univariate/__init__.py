@@ -1,0 +1,7 @@
+"""Increasing maps of the line, as pure functions of a point and its parameters."""
+
+from .affine import Affine, Shift, soft_clamp
+from .base import Univariate
+from .spline import RationalQuadraticSpline
+
+__all__ = ["Univariate", "Shift", "Affine", "RationalQuadraticSpline", "soft_clamp"]
