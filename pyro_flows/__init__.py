@@ -1,7 +1,8 @@
 """pyro_flows: normalizing flows for Pyro. Fit a model, get a posterior, and know when to distrust it."""
 
-from . import distributions, errors, flows, nets, transforms, univariate
+from . import distributions, errors, flows, guides, nets, transforms, univariate
 from .distributions import Flow, FlowDistribution
+from .guides import AutoFlow
 
 __version__ = "0.1.0"
-__all__ = ["Flow", "FlowDistribution", "distributions", "errors", "flows", "nets", "transforms", "univariate"]
+__all__ = ["AutoFlow", "Flow", "FlowDistribution", "distributions", "errors", "flows", "guides", "nets", "transforms", "univariate"]

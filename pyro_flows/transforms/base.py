@@ -148,6 +148,11 @@ class FlowTransform(_Cached, TransformModule, ConditionalTransform):
 
     __hash__ = nn.Module.__hash__
 
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)  # Pyro's parameter store hangs a weak reference here, which cannot be pickled
+        return super().__getstate__()
+
     def _check(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         name = type(self).__name__
         if value.dim() == 0 or value.shape[-1] != self.dim:

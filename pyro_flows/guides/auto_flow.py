@@ -1,0 +1,249 @@
+"""The automatic flow guide."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.guides import prototype_hide_fn
+from torch import Tensor, nn
+
+from .. import flows
+from ..distributions import Flow, FlowDistribution, Gaussian, StudentT
+from ..errors import OptionError, ParamStoreError
+from ..transforms import Affine, Compose, FlowTransform, LowRankLinear, Standardize, TriangularLinear
+from .sites import LatentSite, init_to_typical, pack, read_sites, unpack, unpack_ladj
+
+__all__ = ["AutoFlow"]
+
+FlowSpec = str | FlowTransform | Callable[[int], Flow] | None
+BASES: dict[str, Callable[[int], nn.Module]] = {"normal": Gaussian, "student_t": StudentT}
+_FULL_RANK_UP_TO, _LOW_RANK_UP_TO = 300, 2000
+
+
+def _default_flow(dim: int) -> Flow:
+    """Eight affine couplings, as wide as the dimension asks for; a spline where there is nothing to couple."""
+    if dim == 1:
+        return flows.nsf(1, transforms=1, bins=12)
+    width = min(max(32, 8 * round(dim / 2)), 128)
+    return flows.realnvp(dim, transforms=8, hidden_features=(width, width))
+
+
+def _hidden(msg: dict[str, Any]) -> bool:
+    """Observed, subsampling and enumerated sites are not the guide's."""
+    return prototype_hide_fn(msg) or msg["infer"].get("enumerate") == "parallel"
+
+
+class AutoFlow(AutoContinuous):
+    """A normalizing flow over all continuous latent sites of a model: base, flow, affine layer, supports.
+
+    The flow starts at the identity and the affine layer at a small Gaussian around the initial point, so an untrained guide is a mean-field one. It is
+    an ``AutoContinuous``: use it with stock ``SVI``, any ELBO, ``Predictive``, ``AutoGuideList`` or ``NeuTraReparam``; or train it with
+    :class:`~pyro_flows.infer.FlowVI`, which is faster and checks the result.
+
+    Args:
+        model: a Pyro model.
+        flow: the flow between base and affine layer: ``"auto"``; the name of a recipe of :mod:`pyro_flows.flows`; a function from the dimension to a
+            :class:`~pyro_flows.distributions.Flow`; a transform; or ``None`` for the affine layer alone.
+        affine: ``"auto"`` (by dimension), ``"full_rank"``, ``"low_rank"`` or ``"diagonal"``.
+        base: ``"normal"``, ``"student_t"`` (heavy tails), or a function from the dimension to a base module.
+        init_loc_fn: where each site starts, as in Pyro's autoguides.
+        init_scale: standard deviation of the initial guide, in unconstrained space.
+
+    Parameters exist after the first call or after :meth:`setup`. Cost of a draw: one pass of the flow.
+
+    Raises:
+        ModelError: the model has no latent site, or one inside a subsampled plate.
+        SupportError: a site is discrete and not enumerated, or has no bijection from the reals.
+        OptionError: an unknown ``flow``, ``affine`` or ``base``.
+        ParamStoreError: another guide's parameters stand under the same names in Pyro's parameter store.
+
+    Reference: Variational inference with normalizing flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> def model():
+        ...     return pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        >>> guide = AutoFlow(model).setup()
+        >>> guide()["x"].shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        flow: FlowSpec = "auto",
+        affine: str = "auto",
+        base: str | Callable[[int], nn.Module] = "normal",
+        init_loc_fn: Callable[..., Any] = init_to_typical,
+        init_scale: float = 0.1,
+    ) -> None:
+        if isinstance(flow, str) and flow != "auto" and flow not in flows.__all__:
+            raise OptionError(f"flow={flow!r} is not known: choose 'auto', None or one of {', '.join(flows.__all__)}")
+        if not (flow is None or isinstance(flow, (str, FlowTransform)) or callable(flow)):
+            raise OptionError(f"flow must be a name, a transform, a function of the dimension or None, got {type(flow).__name__}")
+        if affine not in ("auto", "full_rank", "low_rank", "diagonal"):
+            raise OptionError(f"affine={affine!r} is not known: choose 'auto', 'full_rank', 'low_rank' or 'diagonal'")
+        if isinstance(base, str) and base not in BASES:
+            raise OptionError(f"base={base!r} is not known: choose one of {', '.join(BASES)}, or give a function of the dimension")
+        if not init_scale > 0:
+            raise OptionError(f"init_scale must be positive, got {init_scale}")
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        self.config = {"flow": flow, "affine": affine, "base": base, "init_scale": init_scale}
+        self.sites: list[LatentSite] = []
+
+    _prototype_hide_fn = staticmethod(_hidden)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        with torch.no_grad(), poutine.block():
+            trace = poutine.trace(poutine.block(self.model, self._prototype_hide_fn)).get_trace(*args, **kwargs)
+        sites = read_sites(trace.iter_stochastic_nodes())  # before the parent's own, terser errors
+        loc = pack(sites, {s.name: trace.nodes[s.name]["value"] for s in sites})
+        with torch.no_grad(), _replaying(self, trace):
+            super()._setup_prototype(*args, **kwargs)
+        self.sites = sites
+        self.flow = self._build(loc.detach())
+
+    def _build(self, loc: Tensor) -> Flow:
+        dim, config = loc.numel(), self.config
+        spec = config["flow"]
+        if spec == "auto":
+            spec = _default_flow
+        elif isinstance(spec, str):
+            spec = getattr(flows, spec)
+        inner = spec if spec is None or isinstance(spec, FlowTransform) else spec(dim)  # type: ignore[operator]
+        layers = [] if inner is None else [inner.transform if isinstance(inner, Flow) else inner]
+        layers += [self._build_affine(dim), Standardize(loc, torch.eye(dim, dtype=loc.dtype, device=loc.device))]
+        base = BASES[config["base"]] if isinstance(config["base"], str) else config["base"]
+        return Flow(base(dim), Compose(layers)).to(loc)  # type: ignore[operator]
+
+    def _build_affine(self, dim: int) -> FlowTransform:
+        kind, log_scale = self.config["affine"], torch.tensor(self.config["init_scale"]).log().item()  # type: ignore[arg-type]
+        if kind == "auto":
+            kind = "full_rank" if dim <= _FULL_RANK_UP_TO else "low_rank" if dim <= _LOW_RANK_UP_TO else "diagonal"
+        layer: FlowTransform
+        if kind == "full_rank":
+            layer = TriangularLinear(dim)
+            log_scales = layer.log_diag
+        elif kind == "low_rank":
+            layer = LowRankLinear(dim, rank=min(dim, max(4, round(dim**0.5))))
+            log_scales = layer.log_scale
+        else:
+            layer = Affine(dim)
+            log_scales = layer.params.bias[0]
+        with torch.no_grad():
+            log_scales.fill_(log_scale)
+        return layer
+
+    # Parts of the flow, read past Pyro's module hooks: a parameter registered under two names would be stepped twice.
+
+    @property
+    def inner(self) -> list[FlowTransform]:
+        """The layers between the base and the affine layer: empty without a flow."""
+        return list(self._modules["flow"].transform.parts)[:-2]  # type: ignore[union-attr]
+
+    @property
+    def affine(self) -> FlowTransform:
+        """The learned affine layer."""
+        return self._modules["flow"].transform[-2]  # type: ignore[union-attr, index]
+
+    @property
+    def standardize(self) -> Standardize:
+        """The fixed location and scale, outermost."""
+        return self._modules["flow"].transform[-1]  # type: ignore[union-attr, index]
+
+    def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
+        """Run the model once, with its arguments, and make all parameters. Returns the guide."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+            self._create_plates(*args, **kwargs)
+        return self
+
+    # What Pyro asks of an AutoContinuous.
+
+    def get_base_dist(self) -> pyro.distributions.TorchDistribution:
+        """The base distribution, on ``R^d``."""
+        return self.flow.base()
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
+        """Base to unconstrained latent vector: flow, affine layer, standardisation."""
+        return self.flow.transform
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+        """The guide's distribution over the unconstrained latent vector."""
+        return self.flow()
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latent sites, as a Pyro guide."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        self._check_param_store()
+        return super().forward(*args, **kwargs)
+
+    def _check_param_store(self) -> None:
+        if not self._pyro_context.active:
+            return
+        params = pyro.get_param_store()._params
+        prefix = f"{self._pyro_get_fullname('flow')}$$$"
+        for name, parameter in self._modules["flow"].named_parameters():
+            held = params.get(prefix + name)
+            if held is not None and held is not parameter:
+                raise ParamStoreError(
+                    f"Pyro's parameter store already holds {prefix + name!r}, from another guide or a loaded file, so this guide would not be "
+                    "trained. Call pyro.clear_param_store() before making a new guide; to load saved parameters use guide.load_state_dict"
+                )
+
+    # What the rest of pyro_flows asks.
+
+    def unpack(self, z: Tensor) -> dict[str, Tensor]:
+        """Constrained values by site, each ``(*batch, *site_shape)``, from unconstrained vectors ``(*batch, d)``."""
+        return unpack(self.sites, z)
+
+    def unpack_ladj(self, z: Tensor) -> Tensor:
+        """The log absolute Jacobian determinant of :meth:`unpack`, ``(*batch,)``."""
+        return unpack_ladj(self.sites, z)
+
+    def pack(self, values: dict[str, Tensor]) -> Tensor:
+        """Unconstrained vectors ``(*batch, d)`` from constrained values by site."""
+        return pack(self.sites, values)
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float], *args: Any, num_samples: int = 4000, **kwargs: Any) -> dict[str, Tensor]:
+        """Marginal quantiles of each site from ``num_samples`` draws; each of shape ``(len(quantiles), *site_shape)``."""
+        self.setup(*args, **kwargs)
+        samples = self.unpack(self._modules["flow"]().rsample((num_samples,)))
+        return {k: torch.quantile(v, torch.as_tensor(quantiles, dtype=v.dtype, device=v.device), dim=0) for k, v in samples.items()}
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Marginal medians of each site, from draws."""
+        return {k: v[0] for k, v in self.quantiles([0.5], *args, **kwargs).items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The model is not pickled, as in Pyro; unlike there, the original keeps it.
+        return {**self.__dict__, "_model": (None,), "master": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__getstate__().items()})
+        new.__dict__["_model"] = self._model
+        return new
+
+
+class _replaying:
+    """While the parent runs the model again for its prototype, it sees the values of a given trace."""
+
+    def __init__(self, guide: AutoFlow, trace: poutine.Trace) -> None:
+        self.guide, self.trace, self.model = guide, trace, guide._model
+
+    def __enter__(self) -> None:
+        self.guide._model = (poutine.replay(self.model[0], trace=self.trace),)
+
+    def __exit__(self, *_: object) -> None:
+        self.guide._model = self.model

@@ -1,0 +1,127 @@
+"""A model's latent sites, laid end to end as one vector of unconstrained numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+from torch.distributions import Transform, biject_to, constraints
+
+from ..errors import ModelError, SupportError
+
+__all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical"]
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """One latent site and its place in the vector.
+
+    Attributes:
+        name: the site's name.
+        support: its constraint, event dimensions included.
+        bijection: from unconstrained numbers to the support.
+        shape: shape of a value, plates included.
+        unconstrained_shape: shape of the unconstrained numbers.
+        start, stop: the slice of the vector.
+        plates: names of the plates it lies in, outermost first.
+    """
+
+    name: str
+    support: constraints.Constraint
+    bijection: Transform
+    shape: torch.Size
+    unconstrained_shape: torch.Size
+    start: int
+    stop: int
+    plates: tuple[str, ...]
+
+
+def init_to_typical(site: dict[str, Any] | None = None) -> Any:
+    """Start a site at the median of a few prior draws, or, for an improper prior, near zero through the support's bijection."""
+    if site is None:
+        return init_to_typical
+    try:
+        return init_to_median(site)
+    except NotImplementedError:  # an ImproperUniform cannot be sampled
+        bijection = biject_to(site["fn"].support)
+        shape = bijection.inverse_shape(site["fn"].shape())
+        value = bijection(0.1 * torch.randn(shape))
+        value._pyro_custom_init = False
+        return value
+
+
+def _bijection(name: str, support: constraints.Constraint) -> Transform:
+    if support.is_discrete:
+        raise SupportError(
+            f"latent site {name!r} is discrete: sum it out with infer={{'enumerate': 'parallel'}} (and TraceEnum_ELBO in stock SVI), "
+            f"or hide it: AutoFlow(poutine.block(model, hide=[{name!r}]))"
+        )
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        if "sphere" in repr(support).lower():
+            remedy = (
+                f"a sphere has no global bijection from the reals. Reparameterise it: "
+                f"poutine.reparam(model, config={{{name!r}: pyro.infer.reparam.ProjectedNormalReparam()}})"
+            )
+        else:
+            remedy = "register one with torch.distributions.biject_to.register, or hide the site with poutine.block"
+        raise SupportError(f"latent site {name!r} has support {support} without a bijection from the reals: {remedy}") from None
+
+
+def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]]) -> list[LatentSite]:
+    """The latent sites of a prototype trace, in the model's order.
+
+    Raises:
+        ModelError: no latent site; a site inside a subsampled plate; a value that is not finite.
+        SupportError: a site that is discrete and not enumerated, or whose support has no bijection.
+    """
+    sites: list[LatentSite] = []
+    start = 0
+    for name, node in nodes:
+        for frame in node["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ModelError(
+                    f"latent site {name!r} lies in plate {frame.name!r}, which subsamples {frame.size} of {frame.full_size}: its posterior would "
+                    "have the subsample's size. Move the latent out of the plate, use the full plate, or amortise the local site with a guide of its own"
+                )
+        bijection = _bijection(name, node["fn"].support)
+        value = node["value"].detach()
+        unconstrained = bijection.inv(value)
+        if not bool(torch.isfinite(unconstrained).all()):
+            raise ModelError(f"latent site {name!r} starts at a point that is not inside its support {node['fn'].support}: give init_loc_fn=")
+        size = unconstrained.numel()
+        plates = tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim) if f.vectorized)
+        sites.append(LatentSite(name, node["fn"].support, bijection, value.shape, unconstrained.shape, start, start + size, plates))
+        start += size
+    if start == 0:
+        raise ModelError("the model has no continuous latent site to infer: every sample statement is observed, hidden or enumerated")
+    return sites
+
+
+def unpack(sites: Iterable[LatentSite], z: Tensor) -> dict[str, Tensor]:
+    """Constrained values by site, each ``(*batch, *site_shape)``, from unconstrained vectors ``(*batch, d)``."""
+    return {s.name: s.bijection(z[..., s.start : s.stop].reshape(z.shape[:-1] + s.unconstrained_shape)) for s in sites}
+
+
+def unpack_ladj(sites: Iterable[LatentSite], z: Tensor) -> Tensor:
+    """The log absolute Jacobian determinant of :func:`unpack`, ``(*batch,)``."""
+    total = z.new_zeros(z.shape[:-1])
+    for s in sites:
+        u = z[..., s.start : s.stop].reshape(z.shape[:-1] + s.unconstrained_shape)
+        ladj = s.bijection.log_abs_det_jacobian(u, s.bijection(u))
+        total = total + ladj.reshape(z.shape[:-1] + (-1,)).sum(-1)
+    return total
+
+
+def pack(sites: Iterable[LatentSite], values: dict[str, Tensor]) -> Tensor:
+    """Unconstrained vectors ``(*batch, d)`` from constrained values by site, the inverse of :func:`unpack`."""
+    parts = []
+    for s in sites:
+        u = s.bijection.inv(values[s.name])
+        parts.append(u.reshape(u.shape[: u.dim() - len(s.unconstrained_shape)] + (-1,)))
+    return torch.cat(parts, -1)
