@@ -1,0 +1,1 @@
+"""Benchmarks of pyro_flows: reference posteriors, baselines, step timings."""
