@@ -152,6 +152,7 @@ _RECIPES = {
     "ionosphere": _Recipe("logistic_ionosphere", m.ionosphere, lambda get: (get("X"), get("y"))),
 }
 NAMES = {name: recipe.folder for name, recipe in _RECIPES.items()}
+LOG_EVIDENCE = {name: recipe.log_evidence for name, recipe in _RECIPES.items() if recipe.log_evidence is not None}
 
 
 def folder() -> Path:

@@ -1,0 +1,5 @@
+"""``python -m benchmarks``: the reference posteriors."""
+
+from benchmarks.posteriors import main
+
+main()
