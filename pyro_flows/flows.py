@@ -28,10 +28,10 @@ def _count(transforms: int) -> int:
 def _couplings(
     univariate: Univariate, dim: int, context_dim: int, transforms: int, hidden_features: Sequence[int], mix: bool = False
 ) -> list[FlowTransform]:
-    even = torch.arange(dim) % 2 == 0
+    first = torch.arange(dim) < (dim + 1) // 2  # contiguous halves are slices, which cost nothing to take apart and join
     layers: list[FlowTransform] = []
     for i in range(_count(transforms)):
-        moved = even if i % 2 == 0 or dim == 1 else ~even
+        moved = first if i % 2 == 0 or dim == 1 else ~first
         layers.append(Coupling(univariate, dim, moved, context_dim, hidden_features))
         if mix and dim > 1 and i % 2 == 1:
             layers.append(LULinear(dim))

@@ -14,7 +14,8 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.distributions.conditional import ConditionalTransform
@@ -40,17 +41,29 @@ def _checked(method: Fused) -> Fused:
     return wrapper
 
 
+class _Memory(NamedTuple):
+    """The last evaluation of a transform."""
+
+    x: Tensor
+    y: Tensor
+    ladj: Tensor  # of the forward map
+    result: Tensor  # which of x and y was computed from the other
+    state: tuple[Tensor, ...]  # held, so that no other tensor can take one of their ids
+    stamp: tuple[Any, ...]
+
+
 class _Cached(Transform):
     """Torch's ``Transform`` interface on two fused methods, remembering the last ``(x, y, ladj)`` by identity.
 
-    The memory is void once a parameter, the grad mode or the train mode changed, so a density is never stale.
+    The memory answers the way back and the log-det; the same question asked again is computed again, so that no graph is walked twice. It is void
+    once a point, a parameter, the grad mode or the train mode changed, so a density is never stale.
     """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
     one_pass: Literal["both", "forward", "inverse"] = "both"  # the direction that costs one evaluation
-    _last: tuple[Any, ...] | None = None
+    _last: _Memory | None = None
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map ``x`` of shape ``(*batch, D)`` to ``(y, log|det dy/dx|)``."""
@@ -60,36 +73,49 @@ class _Cached(Transform):
         """Map ``y`` of shape ``(*batch, D)`` to ``(x, log|det dx/dy|)``."""
         raise NotImplementedError
 
-    def _stamp(self) -> tuple[Any, ...]:
+    def _state(self) -> tuple[Tensor, ...]:
+        """The tensors, besides the point, that an evaluation depends on."""
         raise NotImplementedError
 
-    def _remembered(self, index: int, value: Tensor) -> bool:
-        if torch.compiler.is_compiling() or self._last is None:
-            return False
-        return self._last[index] is value and self._last[3] == self._stamp()
+    def _stamp(self, *tensors: Tensor) -> tuple[Any, ...]:
+        return torch.is_grad_enabled(), *((id(t), t._version, t.requires_grad) for t in tensors)
 
-    def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
-        if not torch.compiler.is_compiling():
-            self._last = x, y, ladj, self._stamp()
+    def _remembered(self, x: Tensor | None = None, y: Tensor | None = None) -> _Memory | None:
+        last = self._last
+        if last is None or torch.compiler.is_compiling():
+            return None
+        same = (x is None or x is last.x) and (y is None or y is last.y)
+        return last if same and last.stamp == self._stamp(last.x, last.y, *self._state()) else None
+
+    def _remember(self, x: Tensor, y: Tensor, ladj: Tensor, result: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
+        state = self._state()
+        # Inference tensors do not say when they change, and a point that a context has broadcast has another shape on the way back.
+        forget = x.shape[:-1] != y.shape[:-1] or any(t.is_inference() for t in (x, y, *state))
+        self._last = None if forget else _Memory(x, y, ladj, result, state, self._stamp(x, y, *state))
 
     def _call(self, x: Tensor) -> Tensor:
-        if not self._remembered(0, x):
-            y, ladj = self.forward_and_ladj(x)
-            self._remember(x, y, ladj)
-            return y
-        return self._last[1]  # type: ignore[index]
+        last = self._remembered(x=x)
+        if last is not None and last.result is x:
+            return last.y
+        y, ladj = self.forward_and_ladj(x)
+        self._remember(x, y, ladj, y)
+        return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        if not self._remembered(1, y):
-            x, ladj = self.inverse_and_ladj(y)
-            self._remember(x, y, -ladj)
-            return x
-        return self._last[0]  # type: ignore[index]
+        last = self._remembered(y=y)
+        if last is not None and last.result is y:
+            return last.x
+        x, ladj = self.inverse_and_ladj(y)
+        self._remember(x, y, -ladj, x)
+        return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log|det dy/dx|`` of shape ``(*batch,)``, through whichever direction is cheap."""
-        if self._remembered(0, x) and self._last[1] is y:  # type: ignore[index]
-            return self._last[2]  # type: ignore[index]
+        last = self._remembered(x, y)
+        if last is not None:
+            return last.ladj
         if self.one_pass == "inverse":
             return -self.inverse_and_ladj(y)[1]
         return self.forward_and_ladj(x)[1]
@@ -106,6 +132,9 @@ class _Cached(Transform):
 
     def __ne__(self, other: object) -> bool:
         return self is not other
+
+    def __hash__(self) -> int:  # in Python, since torch.compile does not trace object.__hash__ of a class that compares by a method
+        return id(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None, "_inv": None}
@@ -146,8 +175,6 @@ class FlowTransform(_Cached, TransformModule, ConditionalTransform):
             if name in cls.__dict__:
                 setattr(cls, name, _checked(cls.__dict__[name]))
 
-    __hash__ = nn.Module.__hash__
-
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():
             parameter.__dict__.pop("unconstrained", None)  # Pyro's parameter store hangs a weak reference here, which cannot be pickled
@@ -159,26 +186,39 @@ class FlowTransform(_Cached, TransformModule, ConditionalTransform):
             raise ShapeError(f"{name} expects points of shape (*batch, {self.dim}), got {tuple(value.shape)}")
         if not value.is_floating_point():
             raise DtypeError(f"{name} expects floating-point points, got {value.dtype}: convert them with .to(torch.get_default_dtype())")
-        own = next(self.parameters(), None)
-        if own is not None and (own.dtype != value.dtype or own.device != value.device):
-            raise DtypeError(
-                f"{name} has parameters of {own.dtype} on {own.device} but got points of {value.dtype} on {value.device}: "
-                "convert one with .to(dtype) or .to(device)"
-            )
-        if self.context_dim == 0:
-            return value, None
+        own = next((t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), value)
+        for what, given in (("points", value), ("a context", context)):
+            if given is not None and (own.dtype != given.dtype or own.device != given.device):
+                raise DtypeError(
+                    f"{name} has parameters of {own.dtype} on {own.device} but got {what} of {given.dtype} on {given.device}: "
+                    "convert one with .to(dtype) or .to(device)"
+                )
+        self._check_context(context)
         if context is None:
-            raise ShapeError(f"{name} needs a context of shape (*batch, {self.context_dim}): pass context=, or use .condition(context)")
-        if context.dim() == 0 or context.shape[-1] != self.context_dim:
-            raise ShapeError(f"{name} expects a context of shape (*batch, {self.context_dim}), got {tuple(context.shape)}")
-        try:
-            batch = torch.broadcast_shapes(value.shape[:-1], context.shape[:-1])
-        except RuntimeError:
-            raise ShapeError(f"{name}: points {tuple(value.shape)} and context {tuple(context.shape)} do not broadcast") from None
+            return value, None
+        batch = self._joint_batch(value.shape, context.shape)
         return value.expand(batch + value.shape[-1:]), context.expand(batch + context.shape[-1:])
 
-    def _stamp(self) -> tuple[Any, ...]:
-        return (torch.is_grad_enabled(), self.training, *(p._version for p in self.parameters()), *(b._version for b in self.buffers()))
+    def _check_context(self, context: Tensor | None) -> None:
+        name = type(self).__name__
+        if self.context_dim == 0 and context is not None:
+            raise ShapeError(f"{name} takes no context, got one of shape {tuple(context.shape)}: build it with context_dim=")
+        if self.context_dim and context is None:
+            raise ShapeError(f"{name} needs a context of shape (*batch, {self.context_dim}): pass context=, or use .condition(context)")
+        if context is not None and (context.dim() == 0 or context.shape[-1] != self.context_dim):
+            raise ShapeError(f"{name} expects a context of shape (*batch, {self.context_dim}), got {tuple(context.shape)}")
+
+    def _joint_batch(self, value: torch.Size, context: torch.Size) -> torch.Size:
+        try:
+            return torch.broadcast_shapes(value[:-1], context[:-1])
+        except RuntimeError:
+            raise ShapeError(f"{type(self).__name__}: points {tuple(value)} and context {tuple(context)} do not broadcast") from None
+
+    def _state(self) -> tuple[Tensor, ...]:
+        return *self.parameters(), *self.buffers()
+
+    def _stamp(self, *tensors: Tensor) -> tuple[Any, ...]:
+        return self.training, *super()._stamp(*tensors)
 
     def clear_cache(self) -> None:
         for module in self.modules():
@@ -187,12 +227,15 @@ class FlowTransform(_Cached, TransformModule, ConditionalTransform):
 
     def condition(self, context: Tensor) -> Transform:
         """The transform at a context: a light ``Transform`` that shares the parameters. Unconditional transforms return themselves."""
-        return self if self.context_dim == 0 else Conditioned(self, context)
+        if self.context_dim == 0:
+            return self
+        self._check_context(context)
+        return Conditioned(self, context)
 
     @property
     def inv(self) -> FlowTransform:  # type: ignore[override]
         """The inverse, as a module that shares the parameters; ``t.inv.inv is t``."""
-        return Inverse(self)
+        return Inverse(self) if self._inv is None else self._inv
 
     def extra_repr(self) -> str:
         """``dim`` and, where there is one, ``context_dim``."""
@@ -211,6 +254,7 @@ class Inverse(FlowTransform):
     def __init__(self, transform: FlowTransform) -> None:
         super().__init__(transform.dim, transform.context_dim)
         self.transform = transform
+        transform.__dict__["_inv"] = self  # past nn.Module, which would take it for a part
         self.one_pass = {"both": "both", "forward": "inverse", "inverse": "forward"}[transform.one_pass]  # type: ignore[assignment]
         self.domain, self.codomain = transform.codomain, transform.domain
 
@@ -253,16 +297,14 @@ class Conditioned(_Cached):
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform.inverse_and_ladj(y, self.context)
 
-    def _stamp(self) -> tuple[Any, ...]:
-        return (self.context._version, *self.transform._stamp())
+    def _state(self) -> tuple[Tensor, ...]:
+        return self.context, *self.transform._state()
+
+    def _stamp(self, *tensors: Tensor) -> tuple[Any, ...]:
+        return self.transform._stamp(*tensors)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         """The shape of the result: the point's, broadcast with the context's batch."""
-        batch = self.context.shape[:-1]
-        while batch and batch[0] == 1:
-            batch = batch[1:]
-        return torch.broadcast_shapes(shape, batch + shape[-1:])
+        return self.transform._joint_batch(shape, self.context.shape) + shape[-1:]
 
     inverse_shape = forward_shape
-
-    __hash__ = object.__hash__

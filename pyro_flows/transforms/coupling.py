@@ -16,6 +16,17 @@ from .base import FlowTransform
 __all__ = ["Coupling"]
 
 
+def _as_runs(moved: Tensor) -> tuple[list[int], bool] | None:
+    """The sizes of the two halves when one run of coordinates is kept and one moved, and whether the kept one stands first."""
+    changes = int((moved[1:] != moved[:-1]).sum())
+    if changes > 1:
+        return None
+    first = int((moved == moved[0]).cumprod(0).sum())
+    kept_first = not bool(moved[0]) if changes else False
+    sizes = [first, len(moved) - first]
+    return sizes, kept_first
+
+
 class Coupling(FlowTransform):
     r"""Keeps some coordinates and moves the others by maps that the kept ones determine.
 
@@ -58,6 +69,7 @@ class Coupling(FlowTransform):
         self.register_buffer("kept_index", (~moved).nonzero().squeeze(-1))
         self.register_buffer("moved_index", moved.nonzero().squeeze(-1))
         self.register_buffer("back", torch.cat([self.kept_index, self.moved_index]).argsort())
+        self._runs = _as_runs(moved)
         inputs, outputs = dim - len(self.moved_index) + context_dim, len(self.moved_index) * univariate.num_params
         self.net = MLP(inputs, outputs, hidden_features, activation) if inputs else Hypernetwork((outputs,))
 
@@ -65,13 +77,19 @@ class Coupling(FlowTransform):
         return f"{self.univariate}, {super().extra_repr()}, moved={self.moved_index.tolist()}"
 
     def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        kept, moved = value.index_select(-1, self.kept_index), value.index_select(-1, self.moved_index)
+        if self._runs is None:
+            kept, moved = value.index_select(-1, self.kept_index), value.index_select(-1, self.moved_index)
+        else:
+            parts = value.split(self._runs[0], -1)
+            kept, moved = parts if self._runs[1] else parts[::-1]
         given = kept if context is None else torch.cat([kept, context], -1)
         params = self.net(given).unflatten(-1, (moved.shape[-1], self.univariate.num_params))
         return kept, moved, params.expand(*moved.shape, -1)
 
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat([kept, moved], -1).index_select(-1, self.back)
+        if self._runs is None:
+            return torch.cat([kept, moved], -1).index_select(-1, self.back)
+        return torch.cat([kept, moved] if self._runs[1] else [moved, kept], -1)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         kept, moved, params = self._parts(x, context)

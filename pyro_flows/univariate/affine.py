@@ -57,9 +57,11 @@ class Affine:
             raise OptionError(f"Affine: max_log_scale must be positive, got {self.max_log_scale}")
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = soft_clamp(params[..., 0], self.max_log_scale)
-        return x * log_scale.exp() + params[..., 1], log_scale
+        raw, shift = params.unbind(-1)
+        log_scale = soft_clamp(raw, self.max_log_scale)
+        return x * log_scale.exp() + shift, log_scale
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = soft_clamp(params[..., 0], self.max_log_scale)
-        return (y - params[..., 1]) * (-log_scale).exp(), -log_scale
+        raw, shift = params.unbind(-1)
+        log_scale = soft_clamp(raw, self.max_log_scale)
+        return (y - shift) * (-log_scale).exp(), -log_scale

@@ -93,7 +93,6 @@ class RationalQuadraticSpline:
         clamped = x.clamp(-self.bound, self.bound)  # before evaluating: where() would not mask the gradient
         left, bottom, w, h, d0, d1 = self._bin(clamped, knots[0], knots)
         s, t = h / w, (clamped - left) / w
-        t = t.clamp(0, 1)
         u = t * (1 - t)
         denominator = s + (d0 + d1 - 2 * s) * u
         y = bottom + h * (s * t * t + d0 * u) / denominator
@@ -105,12 +104,11 @@ class RationalQuadraticSpline:
         inside = y.abs() < self.bound
         clamped = y.clamp(-self.bound, self.bound)
         left, bottom, w, h, d0, d1 = self._bin(clamped, knots[1], knots)
-        s, r = h / w, ((clamped - bottom) / h).clamp(0, 1)
+        s, r = h / w, (clamped - bottom) / h
         # r is the fraction of the height: solve (s - d0 + r e) t^2 + (d0 - r e) t - r s = 0 with e = d0 + d1 - 2 s, by the stable root.
         e = d0 + d1 - 2 * s
         a, b, c = s - d0 + r * e, d0 - r * e, -r * s
         t = -2 * c / (b + (b * b - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny).sqrt())
-        t = t.clamp(0, 1)
         u = t * (1 - t)
         denominator = s + e * u
         log_slope = 2 * (s / denominator).log() + (d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2).log()

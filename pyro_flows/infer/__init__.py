@@ -1,0 +1,1 @@
+"""Inference: FlowVI and what it is made of."""

@@ -1,0 +1,140 @@
+"""Three ways to run the same step: Python as it is, a captured graph, a compiled graph."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..errors import CaptureError, OptionError
+
+__all__ = ["ENGINES", "Engine", "prepare"]
+
+logger = logging.getLogger("pyro_flows")
+ENGINES = ("auto", "compiled", "captured", "eager")
+Step = Callable[..., tuple[Any, ...]]
+
+# What compilation costs, in seconds, and the share of a captured step that it saves (measured by benchmarks/step.py).
+_COMPILE_BASE, _COMPILE_PER_NODE, _COMPILE_SAVES = 5.0, 0.015, 0.5
+
+
+@dataclass
+class Engine:
+    """A step ready to run.
+
+    Attributes:
+        name: ``"compiled"``, ``"captured"`` or ``"eager"``.
+        run: the step.
+        seconds: what capture and compilation took.
+        reason: why this engine and not a faster one; empty when there is nothing to say.
+    """
+
+    name: str
+    run: Step
+    seconds: float
+    reason: str = ""
+
+    def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
+        return self.run(*tensors)
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+
+
+def _capture(step: Step, example: tuple[Tensor, ...]) -> torch.fx.GraphModule:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = make_fx(step)(*example)
+    except Exception as error:
+        raise CaptureError(f"the step cannot be captured: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _scripted(graph: torch.fx.GraphModule, example: tuple[Tensor, ...]) -> Step:
+    """The graph run by TorchScript's interpreter instead of Python's: the same kernels in the same order, at less than half the cost a node."""
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # deprecated since torch 2.5, and without a replacement that is as quick to build
+            script = torch.jit.trace(graph, example, check_trace=False)
+            script(*example)
+    except Exception as error:
+        logger.debug("the graph runs in Python: %s", error)
+        return graph
+    return script
+
+
+def _compile(graph: torch.fx.GraphModule, example: tuple[Tensor, ...]) -> Step:
+    try:
+        compiled = torch.compile(graph, dynamic=False)
+        with torch.no_grad():
+            compiled(*example)
+    except Exception as error:
+        raise CaptureError(f"the step cannot be compiled: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    return compiled
+
+
+def _worth_compiling(run: Step, nodes: int, example: tuple[Tensor, ...], expected_steps: int) -> bool:
+    times = []
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            run(*example)
+            times.append(time.perf_counter() - start)
+    cost = _COMPILE_BASE + _COMPILE_PER_NODE * nodes
+    return expected_steps * min(times) * _COMPILE_SAVES > 3 * cost  # training may end early, and a busy machine compiles slowly
+
+
+def prepare(step: Step, example: tuple[Tensor, ...], engine: str, expected_steps: int, obstacle: str = "") -> Engine:
+    """Make an engine for a step.
+
+    Args:
+        step: a function of tensors, random-free: all randomness comes in as arguments.
+        example: tensors of the shapes that it will see.
+        engine: ``"auto"``, ``"compiled"``, ``"captured"`` or ``"eager"``. ``"auto"`` captures where it can and compiles where ``expected_steps`` pay for it.
+        expected_steps: how often the step will run.
+        obstacle: why the step cannot be captured, if that is known beforehand.
+
+    Raises:
+        CaptureError: ``"captured"`` or ``"compiled"`` was asked for and is not possible; ``"auto"`` falls back and says why in the log.
+        OptionError: an unknown engine.
+    """
+    if engine not in ENGINES:
+        raise OptionError(f"engine={engine!r} is not known: choose one of {', '.join(ENGINES)}")
+    if engine == "eager":
+        return Engine("eager", step, 0.0, "asked for")
+    start = time.perf_counter()
+    try:
+        if obstacle:
+            raise CaptureError(f"the step cannot be captured: {obstacle}")
+        graph = _capture(step, example)
+    except CaptureError as error:
+        if engine != "auto":
+            raise
+        logger.warning("engine='auto' runs eagerly, which is slower: %s", error)
+        return Engine("eager", step, time.perf_counter() - start, str(error))
+    reason, script = "", _scripted(graph, example)
+    if engine == "compiled" or (engine == "auto" and _worth_compiling(script, len(graph.graph.nodes), example, expected_steps)):
+        if engine == "auto" and not _has_compiler():
+            reason = "no C++ compiler was found, so the captured graph is not compiled"
+            logger.info("engine='auto': %s", reason)
+        else:
+            try:
+                return Engine("compiled", _compile(graph, example), time.perf_counter() - start)
+            except CaptureError as error:
+                if engine == "compiled":
+                    raise
+                reason = str(error)
+                logger.warning("engine='auto' stays with the captured graph: %s", reason)
+    return Engine("captured", script, time.perf_counter() - start, reason)

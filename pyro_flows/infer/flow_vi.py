@@ -1,0 +1,154 @@
+"""The recommended way to a posterior: warm start, affine layer, flow, and an honest evaluation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConvergenceWarning, ModelError, OptionError
+from ..guides import AutoFlow
+from .checkpoint import Checkpoint
+from .engine import ENGINES
+from .inputs import check_inputs, converted, set_up
+from .objectives import OBJECTIVES
+from .posterior import Posterior
+from .progress import Progress
+from .run import Run
+
+__all__ = ["FlowVI", "fit"]
+
+Callback = Callable[[dict[str, Any]], None]
+
+
+class FlowVI:
+    """Variational inference with a flow guide, from warm start to diagnostics.
+
+    The stages: several L-BFGS descents and Laplace's approximation, accepted only when its ELBO beats the naive start; the affine layer alone; the
+    flow on top, by the path gradient, until the averaged ELBO is stationary; fresh draws for ELBO, evidence, ESS and k-hat. The better of affine and
+    flow stage is kept.
+
+    Args:
+        model: a Pyro model.
+        guide: an :class:`~pyro_flows.guides.AutoFlow` of that model; made with ``flow`` and ``affine`` when omitted.
+        flow, affine: what guide to make, see :class:`~pyro_flows.guides.AutoFlow`. With ``"auto"`` the flow is trained only where the affine layer falls short.
+        num_particles: draws a step.
+        max_steps: upper bound on the flow's steps; it stops earlier when the averaged ELBO is stationary.
+        lr: the flow's learning rate.
+        seed: every random number follows from it; the global random state is left alone.
+        engine: ``"auto"``, ``"compiled"``, ``"captured"`` or ``"eager"``: how the step runs, never what it computes.
+        warm_start: whether to look for modes first.
+        objective: ``"path"`` (the ELBO by its path gradient), ``"elbo"`` (total gradient), ``"iwae"`` or ``"forward_kl"``.
+        dtype: floating-point type of the whole run; arguments are converted to it.
+        progress: whether to show a progress bar.
+        callbacks: called with a dict of ``stage, step, elbo, spread, lr`` after every 50 steps.
+        checkpoint: a file to save to, and to resume from where it exists: a resumed run ends with the same numbers as an uninterrupted one.
+        num_eval: fresh draws for the evaluation.
+
+    Raises:
+        OptionError: an option that is not known.
+        ModelError, SupportError, DtypeError: the model or its data cannot be fitted; raised before any training.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> posterior = FlowVI(model, progress=False).run(torch.tensor([1.0, 2.0, 3.0]))
+        >>> round(posterior.get_samples(4000)["mu"].mean().item(), 1)
+        1.5
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoFlow | None = None,
+        *,
+        flow: Any = "auto",
+        affine: str = "auto",
+        num_particles: int = 128,
+        max_steps: int = 2000,
+        lr: float = 2e-3,
+        seed: int = 0,
+        engine: str = "auto",
+        warm_start: bool = True,
+        objective: str = "path",
+        dtype: torch.dtype = torch.float64,
+        progress: bool = True,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: str | Path | None = None,
+        num_eval: int = 10_000,
+    ) -> None:
+        if not callable(model):
+            raise ModelError(f"model must be a Pyro model, that is, callable; got {type(model).__name__}")
+        if guide is not None and not isinstance(guide, AutoFlow):
+            raise OptionError(f"guide must be an AutoFlow, got {type(guide).__name__}: use stock SVI for other guides")
+        for name, value, known in (("engine", engine, ENGINES), ("objective", objective, tuple(OBJECTIVES))):
+            if value not in known:
+                raise OptionError(f"{name}={value!r} is not known: choose one of {', '.join(known)}")
+        for name, number in (("num_particles", num_particles), ("max_steps", max_steps), ("num_eval", num_eval)):
+            if not isinstance(number, int) or number < (2 if name == "num_particles" else 1):
+                raise OptionError(f"{name} must be a positive integer{', at least 2' * (name == 'num_particles')}, got {number!r}")
+        if not lr > 0:
+            raise OptionError(f"lr must be positive, got {lr}")
+        if dtype not in (torch.float32, torch.float64):
+            raise OptionError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        self.model, self.guide = model, AutoFlow(model, flow=flow, affine=affine) if guide is None else guide
+        self.num_particles, self.max_steps, self.lr, self.seed = num_particles, max_steps, lr, seed
+        self.engine, self.warm_start, self.objective, self.dtype = engine, warm_start, objective, dtype
+        self.auto_flow = self.guide.config["flow"] == "auto"
+        self.progress, self.callbacks, self.num_eval = progress, tuple(callbacks), num_eval
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint)
+    def run(self, *args: Any, **kwargs: Any) -> Posterior:
+        """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""
+        check_inputs(args, kwargs)
+        with self._seeded():
+            return self._run(converted(args, self.dtype), converted(kwargs, self.dtype))
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        default = torch.get_default_dtype()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            torch.set_default_dtype(self.dtype)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(default)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:
+        guide, log_joint = set_up(self.model, self.guide, args, kwargs, self.dtype)
+        run = Run(self, guide, log_joint)
+        with Progress(self.progress) as bar:
+            try:
+                run.train(bar)
+            except KeyboardInterrupt:
+                run.converged = False
+                run.notes.append("interrupted: this is the best state so far; run again with the same checkpoint= to go on")
+            bar.stage("evaluation")
+            posterior = Posterior.from_guide(
+                guide,
+                log_joint=log_joint,
+                num_samples=self.num_eval,
+                history=run.history,
+                converged=run.converged,
+                warnings=run.warnings(),
+                num_log_density_evaluations=run.evaluations + self.num_eval,
+                timings=run.timings,
+                engines={k: v.name for k, v in run.engines.items()},
+                seed=self.seed,
+            )
+            bar.done(f"ELBO {posterior.elbo}, ESS {posterior.ess:.1%}, k-hat {posterior.khat:.2f}: {posterior.verdict}")
+        if posterior.verdict == "poor" or not run.converged:
+            warnings.warn(" ".join([*posterior.warnings, *posterior.reasons]) or "the fit did not converge", ConvergenceWarning, stacklevel=3)
+        return posterior
+
+
+def fit(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Posterior:
+    """Fit a Pyro model with the default options: ``FlowVI(model).run(*args, **kwargs)``."""
+    return FlowVI(model).run(*args, **kwargs)

@@ -1,0 +1,116 @@
+"""Checks and conversions of a model and its arguments, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DtypeError, ModelError, PyroFlowsError
+from ..guides import AutoFlow
+from .log_joint import LogJoint
+
+__all__ = ["check_inputs", "converted", "set_up"]
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _walk(item, f"{name}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _walk(item, f"{name}[{i}]")
+    else:
+        yield name, value
+
+
+def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise a ``ModelError`` that names the argument when a tensor, an array or a number in the arguments is NaN or infinite."""
+    named = [*((f"argument {i}", v) for i, v in enumerate(args)), *((f"argument {k!r}", v) for k, v in kwargs.items())]
+    for name, value in (leaf for n, v in named for leaf in _walk(v, n)):
+        if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
+            value = torch.from_numpy(value)
+        if isinstance(value, float):
+            value = torch.tensor(value)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            bad = ~torch.isfinite(value)
+            count = int(bad.sum())
+            if count:
+                where = [tuple(i) for i in bad.nonzero()[:3].tolist()]
+                raise ModelError(
+                    f"{name} has {count} NaN or infinite value(s), the first at {where}: remove those rows, or impute them as latent sites of the model"
+                )
+
+
+def converted(value: Any, dtype: torch.dtype) -> Any:
+    """The same arguments with floating-point tensors and arrays as tensors of ``dtype``; integers stay integers."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, np.ndarray):
+        return converted(torch.from_numpy(value), dtype) if value.dtype.kind in "fiub" else value
+    if isinstance(value, dict):
+        return {k: converted(v, dtype) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(converted(v, dtype) for v in value)
+    return value
+
+
+@contextmanager
+def _explained(dtype: torch.dtype) -> Iterator[None]:
+    """Turn whatever a model raises into an error that says what to do."""
+    try:
+        yield
+    except PyroFlowsError as error:
+        cause = error.__cause__
+        if cause is not None and "dtype" in str(cause):
+            raise _dtype_error(cause, dtype) from cause
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:500]
+        if "dtype" in text or "same device" in text:
+            raise _dtype_error(error, dtype) from error
+        raise ModelError(f"the model failed when it was run with these arguments: {type(error).__name__}: {text}") from error
+
+
+def _dtype_error(error: BaseException, dtype: torch.dtype) -> DtypeError:
+    return DtypeError(
+        f"the model mixes dtypes or devices while it runs in {dtype}: {' '.join(str(error).split())[:300]}. Pass the data as arguments of the model (they "
+        "are converted), convert what the model closes over, or choose FlowVI(model, dtype=torch.float32)"
+    )
+
+
+def set_up(
+    model: Callable[..., Any], guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
+) -> tuple[AutoFlow, LogJoint]:
+    """Run the model once, make the guide's parameters and the log joint density, and look whether the start is possible.
+
+    Raises:
+        ModelError: the model fails, has nothing to infer, or has no finite density near the start.
+        SupportError: a site without a bijection from the reals.
+        DtypeError: the model mixes dtypes or devices.
+    """
+    with _explained(dtype):
+        guide = guide.setup(*args, **kwargs).to(dtype)
+        log_joint = LogJoint(model, guide, args, kwargs)
+        with torch.no_grad():
+            values = log_joint(guide.flow().sample((16,)))
+    if not bool(torch.isfinite(values).any()):
+        raise ModelError(
+            f"the log joint density is not finite at 16 draws around the initial point{_culprits(log_joint)}: check the data against the likelihood's "
+            "support, or start elsewhere with AutoFlow(model, init_loc_fn=...)"
+        )
+    return guide, log_joint
+
+
+def _culprits(log_joint: LogJoint) -> str:
+    """Names of the sites whose log density is not finite at the probe point."""
+    names = [
+        name
+        for name, site in log_joint.trace.nodes.items()
+        if site["type"] == "sample" and not bool(torch.isfinite(torch.as_tensor(site.get("log_prob_sum", 0.0))).all())
+    ]
+    return f" (sites {', '.join(map(repr, names))})" if names else ""

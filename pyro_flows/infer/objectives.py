@@ -1,0 +1,172 @@
+"""One step of variational inference as a pure function of (parameters, noise): the objective's value and its gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vjp
+
+from ..distributions import Flow
+from ..errors import OptionError
+
+__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step"]
+
+LogDensity = Callable[[Tensor], Tensor]
+Parameters = dict[str, Tensor]
+_CLIP = 10.0  # a particle's gradient is shortened to this many times the median
+_IWAE_GROUP = 8
+
+
+class StepOutput(NamedTuple):
+    """What a step returns, all tensors: the gradient of the loss, and per-step statistics (scalars)."""
+
+    gradient: Tensor
+    elbo: Tensor
+    spread: Tensor  # variance of the log weights: twice the KL divergence, near the optimum
+    dropped: Tensor  # number of particles with a non-finite value or gradient
+
+
+class _Ends(nn.Module):
+    """Both directions of a flow as one module call, which is what ``functional_call`` needs."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.transform = flow.transform
+
+    def forward(self, direction: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        return self.transform.forward_and_ladj(value) if direction == "forward" else self.transform.inverse_and_ladj(value)
+
+
+class FlatFlow:
+    """A flow as functions of one flat parameter vector, so that optimizers and graphs handle a single tensor.
+
+    Args:
+        flow: the flow; its buffers are read when a function runs, its parameters never.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow, self._ends = flow, _Ends(flow)
+        self._names = [name for name, p in self._ends.named_parameters() if p.requires_grad]
+        self._shapes = [p.shape for p in self._ends.parameters() if p.requires_grad]
+        self._sizes = [shape.numel() for shape in self._shapes]
+
+    def read(self) -> Tensor:
+        """The flow's parameters as one vector, a copy."""
+        parts = [p.detach().reshape(-1) for p in self._ends.parameters() if p.requires_grad]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    @torch.no_grad()
+    def write(self, flat: Tensor) -> None:
+        """Put a vector back into the flow's parameters."""
+        for p, part in zip((p for p in self._ends.parameters() if p.requires_grad), flat.split(self._sizes)):
+            p.copy_(part.view_as(p))
+
+    def unflatten(self, flat: Tensor) -> Parameters:
+        """The parameters by name, as views of the vector."""
+        return {n: part.view(s) for n, part, s in zip(self._names, flat.split(self._sizes), self._shapes)}
+
+    def flatten(self, parameters: Parameters) -> Tensor:
+        """One vector from parameters (or gradients) by name."""
+        return torch.cat([parameters[n].reshape(-1) for n in self._names])
+
+    def apply(self, parameters: Parameters, direction: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The flow's forward or inverse map, with its ladj."""
+        return functional_call(self._ends, parameters, (direction, value))
+
+    def log_prob(self, parameters: Parameters, x: Tensor) -> Tensor:
+        """Log density of points ``(N, d)``."""
+        z, ladj = self.apply(parameters, "inverse", x)
+        return self.flow.base().log_prob(z) + ladj
+
+    def sample(self, parameters: Parameters, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Points and their log density from base draws ``(N, d)``."""
+        x, ladj = self.apply(parameters, "forward", noise)
+        return x, self.flow.base().log_prob(noise) - ladj
+
+
+def _clean(gap: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-particle gradients with the non-finite ones zeroed and the longest shortened; and which particles are sound."""
+    sound = torch.isfinite(rows).all(-1) & torch.isfinite(gap)
+    rows = torch.where(sound.unsqueeze(-1), rows, torch.zeros_like(rows))
+    norms = rows.norm(dim=-1)
+    limit = _CLIP * norms.median()
+    return rows * (limit / norms.clamp(min=torch.finfo(rows.dtype).tiny)).clamp(max=1.0).unsqueeze(-1), sound
+
+
+def _output(gradient: Tensor, gap: Tensor, sound: Tensor) -> StepOutput:
+    count = sound.sum().clamp(min=1)
+    clean = torch.where(sound, gap, torch.zeros_like(gap))
+    mean = clean.sum() / count
+    spread = (torch.where(sound, gap - mean, torch.zeros_like(gap)) ** 2).sum() / (count - 1).clamp(min=1)
+    return StepOutput(gradient, -mean, spread, sound.logical_not().sum())
+
+
+def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
+    """Sticking the landing: only the path through the draws carries gradient, so at q = p it has no variance."""
+    x, pull = vjp(lambda p: flat_flow.apply(p, "forward", noise)[0], parameters)
+
+    def total_gap(x: Tensor) -> tuple[Tensor, Tensor]:
+        gap = flat_flow.log_prob(parameters, x) - log_joint(x)
+        return gap.sum(), gap
+
+    rows, gap = grad(total_gap, has_aux=True)(x)
+    rows, sound = _clean(gap, rows)
+    return _output(flat_flow.flatten(pull(rows / sound.sum().clamp(min=1))[0]), gap, sound)
+
+
+def _total(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., StepOutput]:
+    """A step with the total gradient of a loss of (log p, log q) at reparameterised draws."""
+
+    def step(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
+        def objective(p: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            x, log_q = flat_flow.sample(p, noise)
+            gap = log_q - log_joint(x)
+            sound = torch.isfinite(gap)
+            return loss(torch.where(sound, gap, torch.zeros_like(gap)), sound), (gap, sound)
+
+        gradient, (gap, sound) = grad(objective, has_aux=True)(parameters)
+        return _output(torch.nan_to_num(flat_flow.flatten(gradient), 0.0, 0.0, 0.0), gap, sound)
+
+    return step
+
+
+def _iwae_loss(gap: Tensor, sound: Tensor) -> Tensor:
+    groups = (-gap).reshape(-1, _IWAE_GROUP)
+    return -(torch.logsumexp(groups, -1) - math.log(_IWAE_GROUP)).mean()
+
+
+def _forward_kl(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
+    """The inclusive divergence KL(p | q) by self-normalised importance sampling from q itself."""
+    x, log_q = flat_flow.sample(parameters, noise)
+    gap = log_q - log_joint(x)
+    sound = torch.isfinite(gap)
+    weights = torch.softmax(torch.where(sound, -gap, torch.full_like(gap, -torch.inf)), 0)
+    fixed = torch.where(sound.unsqueeze(-1), x, torch.zeros_like(x)).detach()
+    gradient = grad(lambda p: -(weights.detach() * flat_flow.log_prob(p, fixed)).sum())(parameters)
+    return _output(torch.nan_to_num(flat_flow.flatten(gradient), 0.0, 0.0, 0.0), gap, sound)
+
+
+OBJECTIVES: dict[str, Callable[[FlatFlow, LogDensity, Parameters, Tensor], StepOutput]] = {
+    "path": _path,
+    "elbo": _total(lambda gap, sound: gap.sum() / sound.sum().clamp(min=1)),
+    "iwae": _total(_iwae_loss),
+    "forward_kl": _forward_kl,
+}
+
+
+def build_step(flat_flow: FlatFlow, log_joint: LogDensity, objective: str, num_particles: int) -> Callable[[Tensor, Tensor], tuple[Any, ...]]:
+    """The step of an objective, as a function ``(parameters (P,), noise (N, d)) -> StepOutput`` of tensors.
+
+    Raises:
+        OptionError: an unknown objective, or a number of particles that it cannot use.
+    """
+    if objective not in OBJECTIVES:
+        raise OptionError(f"objective={objective!r} is not known: choose one of {', '.join(OBJECTIVES)}")
+    if objective == "iwae" and num_particles % _IWAE_GROUP:
+        raise OptionError(f"objective='iwae' needs num_particles to be a multiple of {_IWAE_GROUP}, got {num_particles}")
+    step = OBJECTIVES[objective]
+    return lambda flat, noise: tuple(step(flat_flow, log_joint, flat_flow.unflatten(flat), noise))

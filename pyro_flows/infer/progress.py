@@ -1,0 +1,43 @@
+"""One progress bar for a whole run: stage, step, ELBO; the verdict at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm.auto import tqdm
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """A progress bar over the stages of a run, or nothing at all.
+
+    Args:
+        enabled: whether to show it.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        self._bar = tqdm(disable=not self._enabled, dynamic_ncols=True, unit="step", bar_format="{desc} {n_fmt}/{total_fmt} {elapsed}{postfix}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Start a stage of ``total`` steps."""
+        self._bar.reset(total=total)
+        self._bar.set_description_str(name)
+
+    def step(self, step: int, total: int, elbo: float, spread: float) -> None:
+        """Show where the stage is."""
+        self._bar.total, self._bar.n = total, step
+        self._bar.set_postfix_str(f"ELBO {elbo:.3f}, spread {spread**0.5:.3f}")
+
+    def done(self, text: str) -> None:
+        """Leave a last line."""
+        self._bar.set_description_str("done")
+        self._bar.set_postfix_str(text)

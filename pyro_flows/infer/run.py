@@ -1,0 +1,198 @@
+"""One run of :class:`~pyro_flows.infer.FlowVI`: the stages in order, and what they leave behind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..distributions import Flow
+from ..guides import AutoFlow
+from ..transforms import Compose, TriangularLinear
+from .engine import Engine, prepare
+from .log_joint import LogJoint
+from .objectives import FlatFlow, build_step
+from .progress import Progress
+from .trainer import Schedule, Trainer
+from .warm_start import find_start
+
+if TYPE_CHECKING:
+    from .flow_vi import FlowVI
+
+__all__ = ["Run"]
+
+logger = logging.getLogger("pyro_flows")
+_AFFINE = {"max_steps": 1000, "lr": 2e-2, "patience": 2, "progress": 0.1, "fall": 0.5, "cycles": 1}
+_AFFINE_PARTICLES = 64
+_COMPARE = 4096  # common draws that decide between the affine stage and the flow
+
+
+class Run:
+    """The state of a run: what is trained so far, its history, timings and the number of log density evaluations.
+
+    Args:
+        options: the :class:`FlowVI` with its options.
+        guide: the guide, set up.
+        log_joint: the model's log joint density over the guide's vector.
+    """
+
+    def __init__(self, options: FlowVI, guide: AutoFlow, log_joint: LogJoint) -> None:
+        self.options, self.guide, self.log_joint = options, guide, log_joint
+        self.history: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.timings: dict[str, float] = {}
+        self.engines: dict[str, Engine] = {}
+        self.evaluations = 0
+        self.dropped = 0
+        self.converged = True
+        self.finished: list[str] = []  # stages
+        self.affine_state: dict[str, Tensor] | None = None
+        self.resumed: dict[str, Any] = {}
+
+    def train(self, bar: Progress) -> None:
+        """Run the stages that are not finished yet."""
+        self._load()
+        for name, stage in (("warm start", self._warm_start), ("affine", self._affine), ("flow", self._flow)):
+            if name not in self.finished:
+                bar.stage(name)
+                start = time.perf_counter()
+                stage(bar)
+                self.timings[name] = time.perf_counter() - start
+                self.finished.append(name)
+                self.resumed = {}
+                self._save()
+
+    def warnings(self) -> list[str]:
+        """What a user should know about the run, in words."""
+        found = list(self.notes)
+        if self.dropped:
+            found.append(f"{self.dropped} particles with a non-finite density or gradient were dropped during training")
+        if self.log_joint.mode == "loop":
+            found.append(f"the model ran once for each particle, which is slow: {self.log_joint.reason}")
+        return found
+
+    # Stages
+
+    def _warm_start(self, bar: Progress) -> None:
+        guide, log_joint = self.guide, self.log_joint
+        if not self.options.warm_start or not isinstance(guide.affine, TriangularLinear):
+            return
+        centre = guide.standardize.loc.clone()
+        points = centre + torch.cat([torch.zeros_like(centre)[None], torch.randn(2, len(centre)).to(centre)])
+
+        def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, value = torch.func.grad_and_value(lambda point: -log_joint(point.unsqueeze(0))[0])(z)
+            return value, gradient
+
+        engine = prepare(value_and_grad, (centre,), "eager" if self._obstacle else "auto", 0)
+        noise = torch.randn(256, len(centre)).to(centre)
+        start, count = find_start(log_joint, engine, points, guide.config["init_scale"], noise)
+        self.evaluations += count
+        guide.standardize.set(start.loc, start.scale_tril)
+        with torch.no_grad():
+            for parameter in guide.affine.parameters():
+                parameter.zero_()
+        logger.info("warm start: %s, ELBO %.3f", start.source, start.elbo)
+        self.history.append({"stage": "warm start", "step": 0, "elbo": start.elbo, "source": start.source})
+
+    def _affine(self, bar: Progress) -> None:
+        """Train the affine layer alone, then fold it into the fixed one: the next stage works on whitened coordinates."""
+        guide = self.guide
+        flow = Flow(guide.flow.base, Compose([guide.affine, guide.standardize]))
+        schedule = Schedule(**_AFFINE, target=self.target)
+        trainer = self._train("affine", flow, min(_AFFINE_PARTICLES, self.options.num_particles), schedule, bar)
+        self.converged = trainer.converged
+        if isinstance(guide.affine, TriangularLinear):
+            with torch.no_grad():
+                loc, tril = guide.standardize.forward_and_ladj(guide.affine.shift)[0], guide.standardize.scale_tril @ guide.affine.weight()
+                guide.standardize.set(loc, tril)
+                for parameter in guide.affine.parameters():
+                    parameter.zero_()
+
+    def _flow(self, bar: Progress) -> None:
+        """Train the flow and the affine layer together; keep what is better, the result or the affine stage's."""
+        guide, options = self.guide, self.options
+        if not guide.inner or (options.auto_flow and self._is_matched()):
+            return
+        if self.affine_state is None:
+            self.affine_state = {k: v.clone() for k, v in guide.state_dict().items()}
+        schedule = Schedule(max_steps=options.max_steps, lr=options.lr, target=self.target)
+        trainer = self._train("flow", guide.flow, options.num_particles, schedule, bar)
+        self.converged = trainer.converged
+        self._keep_better()
+
+    @property
+    def target(self) -> float:
+        """The variance of the log weights at which training may end."""
+        return 2e-3
+
+    @property
+    def _obstacle(self) -> str:
+        return self.log_joint.reason if self.log_joint.mode == "loop" else ""
+
+    def _is_matched(self) -> bool:
+        last = [h for h in self.history if h["stage"] == "affine"]
+        return bool(last) and last[-1]["spread"] < self.target
+
+    @torch.no_grad()
+    def _keep_better(self) -> None:
+        noise = self.guide.flow.base().sample((_COMPARE,))
+        trained = {k: v.clone() for k, v in self.guide.state_dict().items()}
+        elbos = []
+        for state in (self.affine_state, trained):
+            self.guide.load_state_dict(state)
+            x, ladj = self.guide.flow.transform.forward_and_ladj(noise)
+            gap = self.log_joint(x) - self.guide.flow.base().log_prob(noise) + ladj
+            elbos.append(gap.nan_to_num(-torch.inf, -torch.inf, -torch.inf).mean())
+        self.evaluations += 2 * _COMPARE
+        if not elbos[1] >= elbos[0]:
+            self.guide.load_state_dict(self.affine_state)
+            self.notes.append(f"the flow did not improve on its affine layer (ELBO {float(elbos[1]):.3f} against {float(elbos[0]):.3f}): the layer is kept")
+
+    def _train(self, name: str, flow: Flow, particles: int, schedule: Schedule, bar: Progress) -> Trainer:
+        flat_flow, base = FlatFlow(flow), flow.base()
+        step = build_step(flat_flow, self.log_joint, self.options.objective, particles)
+        start = flat_flow.read()
+        wanted = self.resumed.get("engine", self.options.engine)
+        engine = prepare(step, (start, base.sample((particles,))), wanted, schedule.max_steps, self._obstacle)
+        self.engines[name] = engine
+        trainer = Trainer(engine, lambda: base.sample((particles,)), start, schedule)
+        if "trainer" in self.resumed:
+            trainer.restore(self.resumed["trainer"])
+            torch.set_rng_state(self.resumed["random"])
+
+        def report(trainer: Trainer, elbo: float, spread: float) -> None:
+            record = {"stage": name, "step": trainer.step, "elbo": elbo, "spread": spread, "lr": trainer.adam.param_groups[0]["lr"]}
+            self.history.append(record)
+            bar.step(trainer.step, trainer.last_step, elbo, spread)
+            self._save(trainer=trainer.state(), engine=engine.name)
+            for callback in self.options.callbacks:
+                callback(record)
+
+        before = trainer.step
+        try:
+            trainer.run(report)
+        finally:
+            flat_flow.write(trainer.best_flat)
+            self.evaluations += (trainer.step - before) * particles
+            self.dropped += trainer.dropped
+        return trainer
+
+    # Checkpoints
+
+    def _save(self, **stage: Any) -> None:
+        if self.options.checkpoint is not None:
+            whole = {k: getattr(self, k) for k in ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "affine_state")}
+            self.options.checkpoint.save(self.guide, {"run": whole, **stage})
+
+    def _load(self) -> None:
+        content = self.options.checkpoint.load(self.guide) if self.options.checkpoint is not None else None
+        if content is not None:
+            for key, value in content["run"].items():
+                setattr(self, key, value)
+            self.resumed = content

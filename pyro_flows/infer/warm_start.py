@@ -1,0 +1,165 @@
+"""A Gaussian to start from: modes by L-BFGS and Newton, Laplace's approximation there, and the ELBO as the judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Start", "find_start", "laplace"]
+
+LogDensity = Callable[[Tensor], Tensor]
+_DRAWS = 256
+
+
+@dataclass(frozen=True)
+class Start:
+    """A Gaussian ``N(loc, scale_tril scale_tril^T)`` in unconstrained space, its ELBO in nats, and where it comes from."""
+
+    loc: Tensor
+    scale_tril: Tensor
+    elbo: float
+    source: str
+
+
+def _minimise(value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, steps: int) -> list[Tensor]:
+    """The path of L-BFGS downhill from ``start``: every fifth point, and the last."""
+    z = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([z], lr=1.0, max_iter=5, max_eval=12, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        value, gradient = value_and_grad(z.detach())
+        sound = torch.isfinite(value) & torch.isfinite(gradient).all()
+        z.grad = torch.where(sound, gradient, torch.zeros_like(gradient))
+        return torch.where(sound, value, torch.full_like(value, 1e30))
+
+    path = [start]
+    for _ in range(steps // 5):
+        try:
+            optimizer.step(closure)
+        except (RuntimeError, ZeroDivisionError, IndexError):  # a line search that met infinities
+            break
+        point = z.detach().clone()
+        if not bool(torch.isfinite(point).all()):
+            break
+        path.append(point)
+        if float((path[-1] - path[-2]).abs().max()) < 1e-9 * (1 + float(point.abs().max())):
+            break
+    return path
+
+
+def _hessian(log_joint: LogDensity, z: Tensor) -> Tensor:
+    """The Hessian of ``-log p`` at one point, ``(d, d)``."""
+
+    def value(point: Tensor) -> Tensor:
+        return -log_joint(point.unsqueeze(0))[0]
+
+    try:
+        hessian = torch.func.jacrev(torch.func.grad(value))(z)
+    except Exception:  # a model that vmap refuses
+        hessian = torch.autograd.functional.hessian(value, z)
+    return (hessian + hessian.mT).detach() / 2
+
+
+def laplace(log_joint: LogDensity, z: Tensor) -> tuple[Tensor, Tensor] | None:
+    r"""Laplace's approximation at ``z``: the step to the local quadratic's top, and a scale, ``None`` where the Hessian is not finite.
+
+    The Hessian is scaled by its diagonal before its eigenvalues are floored: coordinates may differ by many orders of magnitude, and collinear
+    directions, which clamping would throw away, keep their small but honest curvature.
+
+    Returns:
+        ``(step, scale_tril)`` with ``scale_tril`` the Cholesky factor of the inverse Hessian.
+    """
+    hessian = _hessian(log_joint, z)
+    gradient = _gradient(log_joint, z)
+    if not bool(torch.isfinite(hessian).all() and torch.isfinite(gradient).all()):
+        return None
+    diagonal = hessian.diagonal().abs()
+    scale = diagonal.clamp(min=1e-12 * float(diagonal.max()) + 1e-30).rsqrt()
+    eigenvalues, vectors = torch.linalg.eigh(scale.unsqueeze(-1) * hessian * scale)
+    curvature = torch.where(eigenvalues > 1e-10, eigenvalues, eigenvalues.abs().clamp(min=1e-1))
+    half = scale.unsqueeze(-1) * vectors * curvature.rsqrt()
+    step = -half @ (half.mT @ gradient)
+    r = torch.linalg.qr(half.mT).R
+    return step, (r * r.diagonal().sign().unsqueeze(-1)).mT
+
+
+def _gradient(log_joint: LogDensity, z: Tensor) -> Tensor:
+    point = z.detach().requires_grad_()
+    return torch.autograd.grad(-log_joint(point.unsqueeze(0))[0], point)[0]
+
+
+def find_start(
+    log_joint: LogDensity,
+    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
+    points: Tensor,
+    naive_scale: float,
+    noise: Tensor,
+    steps: int = 150,
+) -> tuple[Start, int]:
+    """The Gaussian with the best ELBO among Laplace approximations along several descents and the naive one.
+
+    Args:
+        log_joint: ``(N, d) -> (N,)``.
+        value_and_grad: ``(d,) -> (-log p, gradient)``, the fast way.
+        points: starting points ``(K, d)``; the first is also the centre of the naive Gaussian.
+        naive_scale: standard deviation of the naive Gaussian.
+        noise: standard normal draws ``(N, d)``, the same for all candidates.
+        steps: L-BFGS iterations from each point.
+
+    Returns:
+        The best start, and the number of log density evaluations spent.
+
+    A Laplace approximation can be catastrophic (a funnel has no mode at all), so nothing is taken on trust: the path's earlier points stand as
+    candidates too, and the naive Gaussian wins when all of them are worse.
+    """
+    count = 0
+    dim = points.shape[-1]
+    eye = torch.eye(dim, dtype=points.dtype, device=points.device)
+
+    def judge(loc: Tensor, tril: Tensor, source: str) -> Start:
+        nonlocal count
+        with torch.no_grad():
+            values = log_joint(loc + noise @ tril.mT)
+        count += len(noise)
+        entropy = tril.diagonal().log().sum() + 0.5 * dim * (1 + math.log(2 * math.pi))
+        elbo = float(values.mean() + entropy)
+        return Start(loc, tril, elbo if math.isfinite(elbo) else -math.inf, source)
+
+    def counted(z: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count += 1
+        return value_and_grad(z)
+
+    best = naive = max((judge(points[0], eye * s, "naive start") for s in (naive_scale, 1.0)), key=lambda s: s.elbo)
+    for k, point in enumerate(points):
+        path = _minimise(counted, point, steps)
+        top, accepted = path[-1], best
+        for _ in range(8):  # Newton's steps finish what a badly scaled descent leaves
+            found = laplace(log_joint, top)
+            count += dim
+            if found is None:
+                break
+            step, tril = found
+            accepted = max(accepted, judge(top, tril, f"Laplace from start {k}"), key=lambda s: s.elbo)
+            value = counted(top)[0]
+            length = next((t for t in (1.0, 0.3, 0.03) if float(counted(top + t * step)[0]) < float(value)), 0.0)
+            top = top + length * step
+            if length * float((step / tril.norm(dim=-1)).abs().max()) < 1e-3:
+                break
+        if accepted is best or accepted.elbo < naive.elbo:
+            for point in _spread_out(path, 5):  # no usable mode: how far down the path is a Gaussian still good?
+                found = laplace(log_joint, point)
+                count += dim
+                if found is not None:
+                    accepted = max(accepted, judge(point, found[1], f"the descent from start {k}"), key=lambda s: s.elbo)
+        best = max(best, accepted, key=lambda s: s.elbo)
+    return best, count
+
+
+def _spread_out(path: list[Tensor], count: int) -> list[Tensor]:
+    indices = sorted({round(i * (len(path) - 1) / count) for i in range(count)})
+    return [path[i] for i in indices]
