@@ -1,8 +1,25 @@
 """pyro_flows: normalizing flows for Pyro. Fit a model, get a posterior, and know when to distrust it."""
 
-from . import distributions, errors, flows, guides, nets, transforms, univariate
+from . import diagnostics, distributions, errors, flows, guides, infer, nets, transforms, univariate
 from .distributions import Flow, FlowDistribution
 from .guides import AutoFlow
+from .infer import FlowVI, Posterior, fit
 
 __version__ = "0.1.0"
-__all__ = ["AutoFlow", "Flow", "FlowDistribution", "distributions", "errors", "flows", "guides", "nets", "transforms", "univariate"]
+__all__ = [
+    "AutoFlow",
+    "Flow",
+    "FlowDistribution",
+    "FlowVI",
+    "Posterior",
+    "fit",
+    "diagnostics",
+    "distributions",
+    "errors",
+    "flows",
+    "guides",
+    "infer",
+    "nets",
+    "transforms",
+    "univariate",
+]

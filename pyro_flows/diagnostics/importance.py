@@ -138,7 +138,7 @@ def evaluate(
     smoothed, khat = psis(log_w)
     errors: MomentErrors | None = None
     if draws is not None:
-        errors = moment_errors(smoothed.exp(), draws.detach()[kept].to(torch.float64), names)
+        errors = moment_errors(smoothed.exp(), draws.detach()[kept], names)
     verdict, reasons = judge(ess, khat, spread, errors, total, dropped)
     mean_error, sd_error = (errors.mean, errors.sd) if errors else (nan, nan)
     return Evaluation(elbo, evidence, ess, khat, spread, mean_error, sd_error, verdict, reasons, total, dropped)

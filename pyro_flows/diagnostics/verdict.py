@@ -23,6 +23,7 @@ _FEW_GOOD, _FEW_POOR = 100, 20  # draws' worth of weights left
 _TAIL_ESS = 0.3  # above it, a heavy tail of the weights carries too little to matter
 _DROPPED_GOOD, _DROPPED_POOR = 0.001, 0.01  # fraction of the draws
 _SPREAD = 3.0  # nats
+_BLOCK = 256  # columns looked at together
 
 
 class MomentErrors(NamedTuple):
@@ -34,33 +35,32 @@ class MomentErrors(NamedTuple):
     sd_at: str
 
 
-def moment_errors(w: Tensor, x: Tensor, names: Sequence[str] | None) -> MomentErrors:
+def moment_errors(w: Tensor, draws: Tensor, names: Sequence[str] | None) -> MomentErrors:
     """The worst errors of raw means and standard deviations against weighted ones, less their noise, and where."""
-    x = x - x[:1]  # against cancellation far from 0
+    sizes = [_sizes(w, block) for block in draws.split(_BLOCK, 1)]  # in blocks, to bound memory
+    found: list[Any] = []
+    for size in (torch.cat([s[0] for s in sizes]), torch.cat([s[1] for s in sizes])):
+        worst = int(size.argmax())
+        found += [size[worst].item(), names[worst] if names else f"column {worst}"]
+    return MomentErrors(*found)
+
+
+def _sizes(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors of means (in standard deviations) and of standard deviations (relative), by column; 0 where neither is."""
+    x = (x - x[:1]).to(torch.float64)  # against cancellation far from 0
     raw_mean, raw_var = x.mean(0), x.var(0, correction=0)
     fine = torch.isfinite(x).all(0) & (raw_var > 1e-24 * (1 + raw_mean**2))
-    columns = fine.nonzero()[:, 0]
-    if not len(columns):
-        return MomentErrors(0.0, "", 0.0, "")
-    x, raw_mean, raw_var = x[:, columns], raw_mean[columns], raw_var[columns]
     mean = w @ x
     centred = x - mean
     var = (w @ centred**2).clamp(min=1e-300)
-    sd = var.sqrt()
     # Influence functions of the two differences: their squares add up to the variances of the estimates.
-    shift = (mean - raw_mean) / sd
+    shift = (mean - raw_mean) / var.sqrt()
     shift_noise = ((w[:, None] * centred - (x - raw_mean) / len(x)) ** 2).sum(0) / var
-    log_ratio = 0.5 * (var / raw_var).log()
+    ratio = (raw_var / var).sqrt()
     influence = 0.5 * (w[:, None] * (centred**2 / var - 1) - ((x - raw_mean) ** 2 / raw_var - 1) / len(x))
-    ratio = torch.expm1(-log_ratio)
-    ratio_noise = (influence**2).sum(0) * (1 + ratio) ** 2
-    found: list[Any] = []
-    for error, noise in ((shift, shift_noise), (ratio, ratio_noise)):
-        size = (error**2 - _NOISE * noise).clamp(min=0).sqrt()
-        worst = int(size.argmax())
-        column = int(columns[worst])
-        found += [size[worst].item(), names[column] if names else f"column {column}"]
-    return MomentErrors(*found)
+    ratio_noise = (influence**2).sum(0) * ratio**2
+    sizes = [(e**2 - _NOISE * noise).clamp(min=0).sqrt() for e, noise in ((shift, shift_noise), (ratio - 1, ratio_noise))]
+    return tuple(torch.where(fine, size, torch.zeros_like(size)) for size in sizes)  # type: ignore[return-value]
 
 
 def judge(

@@ -24,6 +24,7 @@ Step = Callable[..., tuple[Any, ...]]
 
 # What compilation costs, in seconds, and the share of a captured step that it saves (measured by benchmarks/step.py).
 _COMPILE_BASE, _COMPILE_PER_NODE, _COMPILE_SAVES = 5.0, 0.015, 0.5
+_COMPILE_MARGIN = 8.0  # most runs end well before their last step, and a busy machine compiles slowly
 
 
 @dataclass
@@ -78,7 +79,8 @@ def _scripted(graph: torch.fx.GraphModule, example: tuple[Tensor, ...]) -> Step:
 def _compile(graph: torch.fx.GraphModule, example: tuple[Tensor, ...]) -> Step:
     try:
         compiled = torch.compile(graph, dynamic=False)
-        with torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # inductor's own deprecations
             compiled(*example)
     except Exception as error:
         raise CaptureError(f"the step cannot be compiled: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
@@ -93,7 +95,7 @@ def _worth_compiling(run: Step, nodes: int, example: tuple[Tensor, ...], expecte
             run(*example)
             times.append(time.perf_counter() - start)
     cost = _COMPILE_BASE + _COMPILE_PER_NODE * nodes
-    return expected_steps * min(times) * _COMPILE_SAVES > 3 * cost  # training may end early, and a busy machine compiles slowly
+    return expected_steps * min(times) * _COMPILE_SAVES > _COMPILE_MARGIN * cost
 
 
 def prepare(step: Step, example: tuple[Tensor, ...], engine: str, expected_steps: int, obstacle: str = "") -> Engine:

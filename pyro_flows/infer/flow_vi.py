@@ -135,17 +135,18 @@ class FlowVI:
                 guide,
                 log_joint=log_joint,
                 num_samples=self.num_eval,
+                seed=self.seed,
                 history=run.history,
                 converged=run.converged,
                 warnings=run.warnings(),
                 num_log_density_evaluations=run.evaluations + self.num_eval,
                 timings=run.timings,
-                engines={k: v.name for k, v in run.engines.items()},
-                seed=self.seed,
+                engines={stage: engine.name for stage, engine in run.engines.items()},
             )
             bar.done(f"ELBO {posterior.elbo}, ESS {posterior.ess:.1%}, k-hat {posterior.khat:.2f}: {posterior.verdict}")
         if posterior.verdict == "poor" or not run.converged:
-            warnings.warn(" ".join([*posterior.warnings, *posterior.reasons]) or "the fit did not converge", ConvergenceWarning, stacklevel=3)
+            text = " ".join([*posterior.warnings, f"Verdict: {posterior.verdict}.", *posterior.reasons])
+            warnings.warn(text, ConvergenceWarning, stacklevel=4)
         return posterior
 
 

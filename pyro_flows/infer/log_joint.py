@@ -25,21 +25,26 @@ Tensors = dict[str, Tensor]
 
 
 @contextmanager
-def _validation_off() -> Iterator[None]:
-    """Switch Pyro's and torch's argument checks off (they branch on values, which ``vmap`` refuses), and back on."""
-    torch_default = Distribution._validate_args
+def running(dtype: torch.dtype, validate: bool = False) -> Iterator[None]:
+    """What a model runs in: the fit's dtype as default, and, unless ``validate``, no checks of arguments.
+
+    Pyro's and torch's checks branch on values, which ``vmap`` refuses. All is put back at the end.
+    """
+    checks, default = Distribution._validate_args, torch.get_default_dtype()
     try:
-        with pyro.validation_enabled(False):
+        torch.set_default_dtype(dtype)
+        with pyro.validation_enabled(validate and pyro.infer.util.is_validation_enabled()):
             yield
     finally:
-        Distribution.set_default_validate_args(torch_default)
+        torch.set_default_dtype(default)
+        Distribution.set_default_validate_args(checks)
 
 
 @contextmanager
-def _seed_kept() -> Iterator[None]:
-    """Leave the user's stream of random numbers where it was."""
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers from a seed, and the user's stream of them left where it was."""
     with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         yield
 
 
@@ -118,7 +123,7 @@ class LogJoint:
         self.enumerated: tuple[str, ...] = ()
         self._evaluator: EnumeratedDensity | None = None
         self._enum_model: Callable[..., Any] = model
-        with _seed_kept():
+        with seeded(0):
             points = self._probe_points()
             self._read_model(points[0])
             self._chunk = max(1, max_elements // max(1, self._trace_size()))
@@ -134,7 +139,7 @@ class LogJoint:
             A tensor of shape ``batch``: nats; ``-inf`` where the model's density is zero. Differentiable.
         """
         self._check(z)
-        with _validation_off():
+        with running(z.dtype):
             if z.dim() == 1:
                 return self._density(z)
             flat = self._map(self._density, z.reshape(-1, self.latent_dim))
@@ -181,7 +186,7 @@ class LogJoint:
 
     def _read_model(self, z: Tensor) -> None:
         try:
-            with torch.no_grad(), _validation_off():
+            with torch.no_grad(), running(z.dtype):
                 self.trace = self._run(self.model, z)
                 self.trace.compute_log_prob()
         except Exception as error:
@@ -214,7 +219,7 @@ class LogJoint:
         dims = [frame.dim for v in sites for frame in v["cond_indep_stack"] if frame.vectorized]
         nesting = -min(dims, default=0)
         self._enum_model = TraceableEnum(first_available_dim=-1 - nesting)(self.model)
-        with torch.no_grad(), _validation_off():
+        with torch.no_grad(), running(z.dtype):
             trace = self._run(self._enum_model, z)
             self._evaluator = EnumeratedDensity(trace, nesting)
             trace.compute_log_prob()
@@ -255,7 +260,7 @@ class LogJoint:
         def batched(z: Tensor) -> Tensor:
             return torch.func.vmap(self._density)(z)
 
-        with _validation_off():
+        with running(points.dtype):
             looped = torch.stack([self._density(z) for z in points]).detach()
             if not _same(self._density(points[0]).detach(), looped[0]):
                 self.stochastic = True
@@ -286,7 +291,7 @@ class LogJoint:
         self._check(z)
         if not names or not len(z):
             return {}
-        with _validation_off():
+        with running(z.dtype):
             return self._map(function, z)
 
     def _check(self, z: Tensor) -> None:

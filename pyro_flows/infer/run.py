@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 logger = logging.getLogger("pyro_flows")
-_AFFINE = {"max_steps": 1000, "lr": 2e-2, "patience": 2, "progress": 0.1, "fall": 0.5, "cycles": 1}
-_AFFINE_PARTICLES = 64
+_AFFINE = {"max_steps": 300, "lr": 2e-2, "patience": 2, "progress": 0.1, "fall": 0.3, "cycles": 1}
+_AFFINE_ROUNDS, _AFFINE_PARTICLES = 4, 64
 _COMPARE = 4096  # common draws that decide between the affine stage and the flow
 
 
@@ -51,6 +51,7 @@ class Run:
         self.dropped = 0
         self.converged = True
         self.finished: list[str] = []  # stages
+        self.rounds = 0  # of the affine stage
         self.affine_state: dict[str, Tensor] | None = None
         self.resumed: dict[str, Any] = {}
 
@@ -101,18 +102,27 @@ class Run:
         self.history.append({"stage": "warm start", "step": 0, "elbo": start.elbo, "source": start.source})
 
     def _affine(self, bar: Progress) -> None:
-        """Train the affine layer alone, then fold it into the fixed one: the next stage works on whitened coordinates."""
+        """Train the affine layer alone, in rounds. Each round is folded into the fixed layer, so that the next works on whitened coordinates."""
         guide = self.guide
         flow = Flow(guide.flow.base, Compose([guide.affine, guide.standardize]))
-        schedule = Schedule(**_AFFINE, target=self.target)
-        trainer = self._train("affine", flow, min(_AFFINE_PARTICLES, self.options.num_particles), schedule, bar)
-        self.converged = trainer.converged
-        if isinstance(guide.affine, TriangularLinear):
-            with torch.no_grad():
-                loc, tril = guide.standardize.forward_and_ladj(guide.affine.shift)[0], guide.standardize.scale_tril @ guide.affine.weight()
-                guide.standardize.set(loc, tril)
-                for parameter in guide.affine.parameters():
-                    parameter.zero_()
+        particles = min(_AFFINE_PARTICLES, self.options.num_particles)
+        foldable = isinstance(guide.affine, TriangularLinear)
+        schedule = Schedule(**_AFFINE, target=self.target) if foldable else Schedule(max_steps=1000, lr=_AFFINE["lr"], target=self.target)
+        for i in range(self.rounds, _AFFINE_ROUNDS if foldable else 1):
+            trainer = self._train("affine", flow, particles, schedule, bar)
+            self.converged, self.rounds, self.resumed = trainer.converged, i + 1, {}
+            if foldable:
+                self._fold()
+            if trainer.converged:
+                break
+            self._save()
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        affine, fixed = self.guide.affine, self.guide.standardize
+        fixed.set(fixed.forward_and_ladj(affine.shift)[0], fixed.scale_tril @ affine.weight())  # type: ignore[arg-type, operator]
+        for parameter in affine.parameters():
+            parameter.zero_()
 
     def _flow(self, bar: Progress) -> None:
         """Train the flow and the affine layer together; keep what is better, the result or the affine stage's."""
@@ -187,7 +197,7 @@ class Run:
 
     def _save(self, **stage: Any) -> None:
         if self.options.checkpoint is not None:
-            whole = {k: getattr(self, k) for k in ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "affine_state")}
+            whole = {k: getattr(self, k) for k in ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")}
             self.options.checkpoint.save(self.guide, {"run": whole, **stage})
 
     def _load(self) -> None:

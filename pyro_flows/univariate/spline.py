@@ -73,12 +73,19 @@ class RationalQuadraticSpline:
         raw_w, raw_h, raw_d = params.split([k, k, k - 1], -1)
         p, q = torch.softmax(raw_w, -1), torch.softmax(raw_h, -1)
         p, q = p * (1 - 1e-3) + 1e-3 / k, q * (1 - 1e-3) + 1e-3 / k  # no bin vanishes
-        widths, heights = 2 * self.bound * (p + m * (q - p)), 2 * self.bound * (q + m * (p - q))
-        lefts, bottoms = widths.cumsum(-1) - widths - self.bound, heights.cumsum(-1) - heights - self.bound
+        xs, ys = self._edges(p + m * (q - p)), self._edges(q + m * (p - q))
+        # Sizes are differences of the edges, so that a point's place in its bin lies in [0, 1] in floating point too: a clamp would lose the gradient.
+        widths, heights = xs.diff(dim=-1), ys.diff(dim=-1)
         secants = heights / widths
         inner = torch.minimum(secants[..., 1:], secants[..., :-1]) * soft_clamp(raw_d, math.log(_KNOT_RATIO)).exp()
         one = torch.ones_like(inner[..., :1])
-        return lefts, bottoms, widths, heights, torch.cat([one, inner, one], -1)
+        return xs[..., :-1], ys[..., :-1], widths, heights, torch.cat([one, inner, one], -1)
+
+    def _edges(self, fractions: Tensor) -> Tensor:
+        """The ``K + 1`` edges of bins that take these fractions of the interval; the outer ones exactly at its ends."""
+        inner = 2 * self.bound * fractions[..., :-1].cumsum(-1) - self.bound
+        end = torch.full_like(inner[..., :1], self.bound)
+        return torch.cat([-end, inner, end], -1)
 
     def _bin(self, at: Tensor, edges: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The quantities of the bin that holds ``at``: left, bottom, width, height, slope at its left and right ends."""

@@ -1,0 +1,106 @@
+"""What a posterior does with draws of its guide: judge them, resample them, score them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..diagnostics import Evaluation, evaluate, khat_limit, psis
+from ..errors import ImportanceError, ShapeError
+from ..guides import AutoFlow
+from .log_joint import LogJoint
+
+__all__ = ["evaluate_guide", "log_prob", "resample"]
+
+_MAX_COLUMNS = 2000  # values of a draw that the evaluation looks at
+_OVERSAMPLING = 10  # raw draws for each one that importance resampling keeps
+
+
+@torch.no_grad()
+def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int) -> Evaluation:
+    """Judge a guide by fresh draws: constrained values, deterministic sites and unconstrained coordinates.
+
+    Args:
+        guide: a guide, set up.
+        log_joint: the model's log joint density over the guide's vector.
+        num_samples: number of draws.
+
+    Cost: ``num_samples`` evaluations of the model and of the flow.
+    """
+    z, log_q = guide.flow().rsample_and_log_prob((num_samples,))
+    values = {**guide.unpack(z), **log_joint.deterministics(z)}
+    for site in guide.sites:
+        part = z[:, site.start : site.stop]
+        value = values[site.name]
+        if value.numel() != part.numel() or not torch.equal(value.reshape(part.shape), part):
+            values[f"{site.name} (unconstrained)"] = part.reshape(len(z), *site.unconstrained_shape)
+    return evaluate(log_joint(z), log_q, *_columns(values))
+
+
+def _columns(values: Mapping[str, Tensor]) -> tuple[Tensor, list[str]]:
+    """Values of a batch of draws as columns with names, such as ``theta[0, 2]``, up to a limit."""
+    columns: list[Tensor] = []
+    names: list[str] = []
+    for name, value in values.items():
+        flat = value.reshape(len(value), -1).double()
+        if columns and len(names) + flat.shape[1] > _MAX_COLUMNS:
+            continue
+        columns.append(flat)
+        names += [name + index for index in indices(value.shape[1:])]
+    return torch.cat(columns, -1), names
+
+
+def indices(shape: torch.Size) -> list[str]:
+    """The entries of an array of that shape, in order, as one writes them: ``""``, ``"[2]"``, ``"[0, 1]"``."""
+    if not shape:
+        return [""]
+    flat = torch.arange(shape.numel())
+    return [str([int(i) for i in entry]) for entry in zip(*torch.unravel_index(flat, shape), strict=True)]
+
+
+@torch.no_grad()
+def resample(guide: AutoFlow, log_joint: LogJoint, num_samples: int, verdict: str) -> Tensor:
+    """Unconstrained draws ``(num_samples, d)`` resampled from ten times as many by Pareto-smoothed importance weights.
+
+    Raises:
+        ImportanceError: k-hat is above its limit, or the density is random.
+    """
+    if log_joint.stochastic:
+        raise ImportanceError(f"importance=True needs the model's exact density: {log_joint.reason}")
+    total = max(_OVERSAMPLING * num_samples, 1000)
+    z, log_q = guide.flow().rsample_and_log_prob((total,))
+    log_w = log_joint(z) - log_q
+    kept = torch.isfinite(log_w)
+    if not bool(kept.any()):
+        raise ImportanceError("importance=True: no draw has a finite weight. Train the guide first")
+    smoothed, khat = psis(log_w[kept])
+    limit = khat_limit(total)
+    if khat > limit:
+        raw = "the raw draws are good as they are" if verdict == "good" else "train longer, or use a richer flow"
+        raise ImportanceError(
+            f"importance=True: k-hat is {khat:.2f}, above the limit of {limit:.2f} for {total} draws, so that a few draws "
+            f"would stand for all the others. Leave importance=True out: {raw}"
+        )
+    return z[kept][torch.multinomial(smoothed.exp(), num_samples, replacement=True)]
+
+
+def log_prob(guide: AutoFlow, samples: Mapping[str, Tensor]) -> Tensor:
+    """Log density of a guide at constrained values by site, each ``(*batch, *site_shape)``; see ``Posterior.log_prob``."""
+    like = guide.standardize.loc
+    values: dict[str, Tensor] = {}
+    batch: torch.Size | None = None
+    for site in guide.sites:
+        if site.name not in samples:
+            raise ShapeError(f"log_prob: the latent site {site.name!r} is missing; got {sorted(samples)}")
+        value = torch.as_tensor(samples[site.name], dtype=like.dtype, device=like.device)
+        lead = value.dim() - len(site.shape)
+        if batch is None:
+            batch = value.shape[: max(lead, 0)]
+        if lead < 0 or value.shape != batch + site.shape:
+            wanted = f"{tuple(batch)} + {tuple(site.shape)}"
+            raise ShapeError(f"log_prob: site {site.name!r} has shape {tuple(value.shape)}, expected {wanted}")
+        values[site.name] = value
+    z = guide.pack(values)
+    return guide.flow().log_prob(z) - guide.unpack_ladj(z)

@@ -1,0 +1,169 @@
+"""The captured step: every engine computes the same numbers, and falls back with a reason."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import init_to_value
+
+import pyro_flows as pf
+from pyro_flows.errors import CaptureError, OptionError
+from pyro_flows.infer import engine as engine_module
+from pyro_flows.infer.engine import prepare
+from pyro_flows.infer.log_joint import LogJoint
+from pyro_flows.infer.objectives import OBJECTIVES, FlatFlow, build_step
+
+Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
+SIGMA = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)
+
+
+def eight_schools(y=Y, sigma=SIGMA):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", 8):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def branching():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    scale = 1.0 if x[0].item() > 0 else 2.0
+    pyro.sample("y", dist.Normal(x[1], scale), obs=torch.tensor(0.5))
+
+
+def small():
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x.sum(), 0.5), obs=torch.tensor(1.0))
+
+
+def make_step(model, flow="auto", objective="path", particles=16, **options):
+    torch.set_default_dtype(torch.float64)
+    guide = pf.AutoFlow(model, flow=flow, **options).setup()
+    with torch.no_grad():
+        for p in guide.flow.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    log_joint = LogJoint(model, guide)
+    flat_flow = FlatFlow(guide.flow)
+    example = (flat_flow.read(), guide.flow.base().sample((particles,)))
+    return guide, log_joint, flat_flow, build_step(flat_flow, log_joint, objective, particles), example
+
+
+@pytest.mark.parametrize(("objective", "flow"), [("path", "auto"), ("elbo", None), ("iwae", None), ("forward_kl", None)])
+def test_captured_equals_eager(objective, flow):
+    assert objective in OBJECTIVES
+    _, _, _, step, example = make_step(eight_schools, flow, objective)
+    captured = prepare(step, example, "captured", 100)
+    assert captured.name == "captured"
+    fresh = (example[0] + 0.01 * torch.randn_like(example[0]), torch.randn_like(example[1]))
+    for a, b in zip(captured(*fresh), step(*fresh), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.skipif(not engine_module._has_compiler(), reason="torch.compile needs a C++ compiler")
+def test_compiled_equals_eager():
+    _, _, _, step, example = make_step(small, flow=None)
+    compiled = prepare(step, example, "compiled", 100)
+    assert compiled.name == "compiled" and compiled.seconds > 0
+    fresh = (example[0] + 0.01, torch.randn_like(example[1]))
+    for a, b in zip(compiled(*fresh), step(*fresh), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_the_step_is_the_path_gradient():
+    """Against the definition, with autograd on the modules themselves and one particle at a time."""
+    guide, log_joint, flat_flow, step, (flat, noise) = make_step(eight_schools, particles=4)
+    rows = []
+    for e in noise:
+        x = guide.flow.transform.forward_and_ladj(e[None])[0].detach().requires_grad_()
+        gap = guide.flow().log_prob(x)[0] - log_joint(x)[0]
+        rows.append(torch.autograd.grad(gap, x)[0][0])
+    rows = torch.stack(rows)
+    norms = rows.norm(dim=-1)
+    rows = rows * (10 * norms.median() / norms).clamp(max=1.0)[:, None] / len(noise)
+    x = guide.flow.transform.forward_and_ladj(noise)[0]
+    gradients = torch.autograd.grad((x * rows).sum(), list(guide.flow.transform.parameters()), allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(step(flat, noise)[0], torch.cat([g.reshape(-1) for g in gradients]), rtol=1e-8, atol=1e-10)
+
+
+def test_path_and_total_gradient_agree_on_average():
+    """Both are unbiased: at a fixed guide their means over many draws are the same."""
+    torch.manual_seed(3)
+    _, log_joint, flat_flow, path, (flat, _) = make_step(eight_schools, flow=None, particles=8192)
+    total = build_step(flat_flow, log_joint, "elbo", 8192)
+    with torch.no_grad():
+        noise = torch.randn(8192, 10)
+        a = torch.stack([path(flat, n)[0] for n in noise.chunk(32)])
+        b = torch.stack([total(flat, n)[0] for n in noise.chunk(32)])
+    error = ((a.var(0) + b.var(0)) / 32).sqrt()
+    z = (a.mean(0) - b.mean(0))[error > 0] / error[error > 0]
+    assert z.abs().max() < 4.5
+
+
+def test_non_finite_particles_are_dropped_and_counted():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.factor("cliff", torch.where(x[0] > 0, torch.full_like(x[0], torch.nan), -x[0]))
+
+    start = init_to_value(values={"x": torch.zeros(2)})
+    _, _, _, step, (flat, noise) = make_step(model, flow=None, init_loc_fn=start)
+    gradient, elbo, spread, dropped = step(flat, noise)
+    assert 0 < int(dropped) < len(noise)
+    assert torch.isfinite(gradient).all() and torch.isfinite(elbo) and torch.isfinite(spread)
+
+
+def test_auto_falls_back_to_eager_and_says_why(caplog):
+    _, log_joint, _, step, example = make_step(branching, flow=None)
+    assert log_joint.mode == "loop"
+    with caplog.at_level(logging.WARNING, "pyro_flows"):
+        engine = prepare(step, example, "auto", 100, log_joint.reason)
+    assert engine.name == "eager" and "vmap refused" in engine.reason and "vmap refused" in caplog.text
+    with pytest.raises(CaptureError, match="vmap refused"):
+        prepare(step, example, "captured", 100, log_joint.reason)
+
+
+def test_auto_without_a_compiler_says_so_and_stays_captured(monkeypatch, caplog):
+    _, _, _, step, example = make_step(eight_schools, flow=None)
+    monkeypatch.setattr(engine_module, "_has_compiler", lambda: False)
+    with caplog.at_level(logging.INFO, "pyro_flows"):
+        engine = prepare(step, example, "auto", 10**9)
+    assert engine.name == "captured" and "no C++ compiler" in engine.reason and "no C++ compiler" in caplog.text
+
+
+def test_auto_does_not_compile_short_runs():
+    _, _, _, step, example = make_step(eight_schools, flow=None)
+    assert prepare(step, example, "auto", 100).name == "captured"
+
+
+def test_captured_is_faster_than_eager():
+    _, _, _, step, example = make_step(eight_schools)
+    captured = prepare(step, example, "captured", 100)
+
+    def seconds(run):
+        times = []
+        for _ in range(5):
+            start = time.process_time()
+            run(*example)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    with torch.no_grad():
+        assert seconds(captured) < seconds(step) / 2
+
+
+@pytest.mark.parametrize("engine", ["fast", "", "Compiled"])
+def test_unknown_engine(engine):
+    with pytest.raises(OptionError, match="engine="):
+        prepare(lambda x: (x,), (torch.zeros(1),), engine, 1)
+
+
+def test_unknown_objective_and_bad_particle_count():
+    _, log_joint, flat_flow, _, _ = make_step(eight_schools, flow=None)
+    with pytest.raises(OptionError, match="objective="):
+        build_step(flat_flow, log_joint, "kl", 16)
+    with pytest.raises(OptionError, match="multiple of 8"):
+        build_step(flat_flow, log_joint, "iwae", 12)

@@ -1,0 +1,294 @@
+"""FlowVI end to end: known posteriors and evidences, stopping, interrupts, checkpoints, bad input."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import constraints
+
+import pyro_flows as pf
+from pyro_flows.errors import CheckpointError, ConvergenceWarning, DtypeError, ModelError, OptionError, ShapeError, SupportError
+from pyro_flows.infer.trainer import Schedule, Trainer
+from pyro_flows.infer.warm_start import laplace
+
+Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
+SIGMA = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
+QUICK = {"progress": False, "max_steps": 150, "num_particles": 32, "num_eval": 4000}
+
+
+def eight_schools(y, sigma):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def regression(x, y):
+    """Conjugate, badly scaled and collinear; flat prior on the intercept's scale-free part."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1000.0).to_event(1))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal((x * w.unsqueeze(-2)).sum(-1), 1.0), obs=y)
+
+
+def skewed():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("z", dist.Normal(x * x, 0.4))
+
+
+def quietly(vi, *args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return vi.run(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def schools():
+    return quietly(pf.FlowVI(eight_schools, progress=False, max_steps=800, num_eval=10_000), Y, SIGMA)
+
+
+def test_eight_schools_centred(schools):
+    """The funnel: evidence -31.311, means and spreads within a tenth of the reference."""
+    assert schools.elbo.mean < -31.311 + 4 * schools.elbo.se
+    assert schools.elbo.mean > -31.311 - 0.15
+    assert abs(schools.log_evidence.mean + 31.311) < 0.05
+    draws = schools.get_samples(20_000)
+    reference = {"mu": (4.41, 3.32), "tau": (3.60, 3.18)}
+    for site, (mean, sd) in reference.items():
+        assert abs(draws[site].mean() - mean) < 0.1 * sd
+        assert abs(draws[site].std() / sd - 1) < 0.15
+    assert schools.ess > 0.6 and schools.verdict == "good"
+
+
+def test_conjugate_regression_is_exact():
+    torch.manual_seed(1)
+    a = torch.randn(200, dtype=torch.float64)
+    x = torch.stack([1000 * a, a + 0.01 * torch.randn(200, dtype=torch.float64)], -1)
+    y = x @ torch.tensor([0.002, 3.0], dtype=torch.float64) + torch.randn(200, dtype=torch.float64)
+    posterior = quietly(pf.FlowVI(regression, **QUICK), x, y)
+    precision = x.T @ x + torch.eye(2, dtype=torch.float64) / 1e6
+    covariance = torch.linalg.inv(precision)
+    mean = covariance @ x.T @ y
+    evidence = dist.MultivariateNormal(torch.zeros(200, dtype=torch.float64), torch.eye(200, dtype=torch.float64) + 1e6 * x @ x.T).log_prob(y)
+    draws = posterior.get_samples(20_000)["w"]
+    assert ((draws.mean(0) - mean) / covariance.diagonal().sqrt()).abs().max() < 0.05
+    assert (draws.std(0) / covariance.diagonal().sqrt() - 1).abs().max() < 0.05
+    assert abs(posterior.log_evidence.mean - evidence) < 0.02 and posterior.ess > 0.99 and posterior.verdict == "good"
+    assert posterior.converged and not posterior.warnings
+
+
+def test_auto_stops_at_the_affine_layer_when_it_is_enough():
+    posterior = quietly(pf.FlowVI(regression, **QUICK), torch.randn(20, 2), torch.randn(20))
+    assert {h["stage"] for h in posterior.history} == {"warm start", "affine"}
+
+
+def test_the_flow_is_trained_when_the_affine_layer_falls_short():
+    posterior = quietly(pf.FlowVI(skewed, progress=False, max_steps=600, num_eval=4000))
+    affine = [h["elbo"] for h in posterior.history if h["stage"] == "affine"][-1]
+    assert posterior.elbo.mean > affine + 0.3
+    assert -0.1 < posterior.elbo.mean < 4 * posterior.elbo.se  # the evidence is 0: the model is normalised
+    draws = posterior.get_samples(20_000)
+    assert abs(draws["z"].mean() - 1) < 0.15 and abs(draws["z"].std() - (2 + 0.16) ** 0.5) < 0.2
+
+
+def test_never_worse_than_the_affine_stage():
+    """A learning rate that ruins the flow: the affine layer is kept, and said so."""
+    posterior = quietly(pf.FlowVI(skewed, progress=False, flow="realnvp", max_steps=60, lr=30.0, num_eval=4000))
+    affine = [h["elbo"] for h in posterior.history if h["stage"] == "affine"][-1]
+    assert posterior.elbo.mean > affine - 0.2
+    assert any("affine layer" in w or "layer is kept" in w for w in posterior.warnings)
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "forward_kl"])
+def test_other_objectives(objective):
+    def model():
+        pyro.sample("x", dist.Normal(torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])).to_event(1))
+
+    draws = quietly(pf.FlowVI(model, objective=objective, flow=None, **QUICK)).get_samples(20_000)["x"]
+    assert torch.allclose(draws.mean(0), torch.tensor([3.0, -1.0], dtype=draws.dtype), atol=0.1)
+    assert torch.allclose(draws.std(0), torch.tensor([2.0, 0.5], dtype=draws.dtype), rtol=0.1)
+
+
+def test_seeded_and_the_global_random_state_is_left_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a, b = (quietly(pf.FlowVI(skewed, seed=3, **QUICK)).elbo.mean for _ in range(2))
+    assert a == b and torch.equal(before, torch.get_rng_state())
+    assert quietly(pf.FlowVI(skewed, seed=4, **QUICK)).elbo.mean != a
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_float32():
+    posterior = quietly(pf.FlowVI(skewed, dtype=torch.float32, **QUICK))
+    assert posterior.get_samples(10)["x"].dtype == torch.float32
+
+
+def test_a_model_that_vmap_refuses_runs_eagerly():
+    def model():
+        x = pyro.sample("x", dist.Normal(1.0, 2.0))
+        if x.item() > 1e6:
+            raise RuntimeError
+
+    posterior = quietly(pf.FlowVI(model, progress=False, flow=None, num_particles=4, num_eval=200))
+    assert any("vmap" in w for w in posterior.warnings) and abs(posterior.elbo.mean) < 0.2
+
+
+def test_interrupted_and_resumed_bit_for_bit(tmp_path):
+    options = {**QUICK, "flow": "realnvp", "max_steps": 300}
+    whole = quietly(pf.FlowVI(skewed, **options))
+    path = tmp_path / "run.pt"
+
+    def stop(record):
+        if record["stage"] == "flow" and record["step"] == 150:
+            raise KeyboardInterrupt
+
+    half = quietly(pf.FlowVI(skewed, checkpoint=path, callbacks=[stop], **options))
+    assert not half.converged and any("interrupted" in w for w in half.warnings) and math.isfinite(half.elbo.mean)
+    resumed = quietly(pf.FlowVI(skewed, checkpoint=path, **options))
+    assert resumed.elbo == whole.elbo and resumed.history == whole.history
+    for (name, a), b in zip(whole.guide.state_dict().items(), resumed.guide.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    again = quietly(pf.FlowVI(skewed, checkpoint=path, **options))  # finished: nothing is left to train
+    assert again.history == whole.history
+
+
+def test_foreign_and_damaged_checkpoints(tmp_path):
+    path = tmp_path / "run.pt"
+    quietly(pf.FlowVI(skewed, checkpoint=path, **QUICK))
+    with pytest.raises(CheckpointError, match="another model"):
+        pf.FlowVI(eight_schools, checkpoint=path, **QUICK).run(Y, SIGMA)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        pf.FlowVI(skewed, checkpoint=path, **QUICK).run()
+    torch.save({"format": "other"}, path)
+    with pytest.raises(CheckpointError, match="not a FlowVI checkpoint"):
+        pf.FlowVI(skewed, checkpoint=path, **QUICK).run()
+    with pytest.raises(CheckpointError, match="folder"):
+        pf.FlowVI(skewed, checkpoint=tmp_path / "missing" / "run.pt")
+
+
+BAD_DATA = Y.clone().index_fill_(0, torch.tensor([2]), float("nan"))
+
+
+def no_latents(y):
+    pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def impossible(y):
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Exponential(x.exp()), obs=y)
+
+
+def sphere():
+    pyro.sample("direction", dist.ProjectedNormal(torch.zeros(3)))
+
+
+def discrete():
+    pyro.sample("k", dist.Bernoulli(0.5))
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "error", "words"),
+    [
+        (no_latents, (Y,), ModelError, "no continuous latent site"),
+        (eight_schools, (BAD_DATA, SIGMA), ModelError, "argument 0 has 1 NaN"),
+        (eight_schools, (Y, SIGMA / 0), ModelError, "argument 1 has 8 NaN or infinite"),
+        (eight_schools, (Y, SIGMA[:5]), ModelError, "model failed"),
+        (impossible, (-Y,), ModelError, "'y'"),
+        (sphere, (), SupportError, "ProjectedNormalReparam"),
+        (discrete, (), SupportError, "enumerate"),
+        (lambda: None, (), ModelError, "no continuous latent site"),
+    ],
+)
+def test_bad_models_and_data(model, args, error, words):
+    with pytest.raises(error, match=words):
+        pf.FlowVI(model, **QUICK).run(*args)
+
+
+def test_nan_in_a_keyword_argument_is_named():
+    with pytest.raises(ModelError, match="argument 'y'.*first at"):
+        pf.FlowVI(eight_schools, **QUICK).run(y=BAD_DATA, sigma=SIGMA)
+
+
+def test_mixed_dtypes_name_the_remedy():
+    weights = torch.randn(3, 3)
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(weights @ x, 1.0).to_event(1), obs=torch.zeros(3))
+
+    with pytest.raises(DtypeError, match="dtype=torch.float32"):
+        pf.FlowVI(model, **QUICK).run()
+    assert math.isfinite(quietly(pf.FlowVI(model, dtype=torch.float32, **QUICK)).elbo.mean)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"flow": "nsff"}, "flow='nsff'"),
+        ({"engine": "warp"}, "engine="),
+        ({"objective": "kl"}, "objective="),
+        ({"num_particles": 0}, "num_particles"),
+        ({"max_steps": 1.5}, "max_steps"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"dtype": torch.int64}, "dtype"),
+        ({"affine": "round"}, "affine="),
+        ({"guide": object()}, "guide must be an AutoFlow"),
+    ],
+)
+def test_bad_options(options, words):
+    with pytest.raises(OptionError, match=words):
+        pf.FlowVI(skewed, **options)
+    with pytest.raises(ModelError, match="callable"):
+        pf.FlowVI("model")
+
+
+def test_typed_errors_are_also_the_builtin_kinds():
+    assert issubclass(ShapeError, ValueError) and issubclass(DtypeError, TypeError) and issubclass(OptionError, ValueError)
+
+
+def test_laplace_keeps_the_collinear_direction():
+    """Scales from 1e-3 to 1e3 and a correlation of .9999: the covariance comes back whole."""
+    torch.manual_seed(0)
+    scale = torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)
+    correlation = torch.tensor([[1.0, 0.9999, 0.3], [0.9999, 1.0, 0.3], [0.3, 0.3, 1.0]], dtype=torch.float64)
+    covariance = scale[:, None] * correlation * scale
+    target = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), covariance)
+    step, tril = laplace(target.log_prob, 0.1 * scale)
+    torch.testing.assert_close(step, -0.1 * scale, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close((tril @ tril.mT) / covariance, torch.ones(3, 3, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_trainer_stops_by_itself_and_keeps_the_best():
+    """A quadratic with noise: it stops before the last step, at a state better than where it started."""
+
+    def engine(flat, noise):
+        gradient = flat - 3 + 0.1 * noise
+        elbo = -((flat - 3) ** 2).sum()
+        return gradient, elbo, torch.tensor(0.5), torch.tensor(0)
+
+    trainer = Trainer(engine, lambda: torch.randn(1), torch.zeros(1), Schedule(max_steps=20_000, lr=0.05, cycles=1))
+    trainer.run(lambda *_: None)
+    assert trainer.converged and trainer.step < 5000 and abs(trainer.best_flat.item() - 3) < 0.05
+
+
+def test_improper_and_constrained_sites_fit():
+    def model(y):
+        loc = pyro.sample("loc", dist.ImproperUniform(constraints.real, (), ()))
+        scale = pyro.sample("scale", dist.ImproperUniform(constraints.positive, (), ()))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(loc, scale), obs=y)
+
+    y = torch.tensor([4.0, 5, 6, 7, 8, 9, 10, 11])
+    draws = quietly(pf.FlowVI(model, progress=False, max_steps=400, num_eval=4000), y).get_samples(20_000)
+    # loc | y is Student-t with n - 2 degrees of freedom under flat priors on loc and scale
+    df, n = len(y) - 2, len(y)
+    scale = (y.var() * (n - 1) / df / n) ** 0.5
+    assert abs(draws["loc"].mean() - y.mean()) < 0.1 * scale
+    low, high = torch.quantile(draws["loc"], torch.tensor([0.05, 0.95], dtype=torch.float64))
+    assert abs((high - low) / 2 / scale - 1.943) < 0.15
