@@ -74,7 +74,8 @@ class RationalQuadraticSpline:
         p, q = torch.softmax(raw_w, -1), torch.softmax(raw_h, -1)
         p, q = p * (1 - 1e-3) + 1e-3 / k, q * (1 - 1e-3) + 1e-3 / k  # no bin vanishes
         xs, ys = self._edges(p + m * (q - p)), self._edges(q + m * (p - q))
-        # Sizes are differences of the edges, so that a point's place in its bin lies in [0, 1] in floating point too: a clamp would lose the gradient.
+        # Differences of the edges, so that a point's place in its bin lies in [0, 1] in floating point too: clamping it there
+        # would lose the gradient.
         widths, heights = xs.diff(dim=-1), ys.diff(dim=-1)
         secants = heights / widths
         inner = torch.minimum(secants[..., 1:], secants[..., :-1]) * soft_clamp(raw_d, math.log(_KNOT_RATIO)).exp()
@@ -112,10 +113,11 @@ class RationalQuadraticSpline:
         clamped = y.clamp(-self.bound, self.bound)
         left, bottom, w, h, d0, d1 = self._bin(clamped, knots[1], knots)
         s, r = h / w, (clamped - bottom) / h
-        # r is the fraction of the height: solve (s - d0 + r e) t^2 + (d0 - r e) t - r s = 0 with e = d0 + d1 - 2 s, by the stable root.
+        # r is the fraction of the height: solve (s - d0 + r e) t^2 + (d0 - r e) t - r s = 0 with e = d0 + d1 - 2 s, by the
+        # stable root and with the discriminant as a sum of squares, which neither cancels nor vanishes.
         e = d0 + d1 - 2 * s
-        a, b, c = s - d0 + r * e, d0 - r * e, -r * s
-        t = -2 * c / (b + (b * b - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny).sqrt())
+        discriminant = (d0 * (1 - r) - d1 * r) ** 2 + 4 * s * s * r * (1 - r)
+        t = 2 * r * s / (d0 - r * e + discriminant.sqrt())
         u = t * (1 - t)
         denominator = s + e * u
         log_slope = 2 * (s / denominator).log() + (d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2).log()
