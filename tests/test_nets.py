@@ -1,0 +1,176 @@
+"""Conditioners: what each output may depend on and does, decoding against naive decoding, and starting at zero."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import jacrev, vmap
+
+from pyro_flows.errors import OptionError
+from pyro_flows.nets import MLP, Hypernetwork, MaskedMLP
+
+DIMS = (1, 2, 3, 5, 8, 12)
+WIDTHS = ((), (1,), (3, 2), (7, 16), (32, 32, 32))  # none, fewer and more than the inputs
+P = 2  # outputs for each input
+
+
+def build(dim: int, widths: tuple[int, ...] = (16, 16), context_dim: int = 0, **options) -> MaskedMLP:
+    """A net whose weights are all far from zero: every connection that the masks allow carries something."""
+    net = MaskedMLP(dim, P, widths, context_dim, **options).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.6 * torch.randn_like(p)
+    return net
+
+
+def inputs(net: MaskedMLP, context_dim: int, *batch: int) -> tuple[Tensor, Tensor | None]:
+    context = torch.randn(*batch, context_dim).double() if context_dim else None
+    return torch.randn(*batch, net.dim).double(), context
+
+
+def dependence(net: MaskedMLP, context_dim: int, of: int) -> Tensor:
+    """Largest absolute derivative of each input's outputs by the inputs (``of=0``) or by the context (1), over 20 points."""
+    jacobian = vmap(jacrev(lambda x, c: net(x, c), of), (0, 0 if context_dim else None))(*inputs(net, context_dim, 20))
+    return jacobian.abs().amax((0, 2))
+
+
+each_size = pytest.mark.parametrize("dim, widths, context_dim", list(product(DIMS, WIDTHS, (0, 3))), ids=str)
+
+
+@each_size
+def test_an_output_sees_earlier_inputs_alone(dim, widths, context_dim):
+    seen = dependence(build(dim, widths, context_dim), context_dim, 0)
+    assert seen.shape == (dim, dim) and not seen.triu().any()
+
+
+@pytest.mark.parametrize("context_dim", (0, 3))
+@pytest.mark.parametrize("dim", DIMS)
+def test_an_output_sees_every_earlier_input(dim, context_dim):
+    """Wide enough layers hold a unit of every degree."""
+    for widths in ((), (dim,), (2 * dim, dim), (32, 32, 32)):
+        seen = dependence(build(dim, widths, context_dim), context_dim, 0)
+        assert (seen > 0).equal(torch.ones(dim, dim).tril(-1).bool())
+
+
+@each_size
+def test_every_output_sees_the_context(dim, widths, context_dim):
+    if context_dim:
+        assert (dependence(build(dim, widths, context_dim), context_dim, 1) > 0).all()
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_the_context_reaches_the_first_output_through_hidden_units(dim):
+    """Not linearly only: the context's own share of the outputs is taken away."""
+    net = build(dim, context_dim=3)
+    with torch.no_grad():
+        net.context.weight[sum(net.widths) :] = 0
+    assert (dependence(net, 3, 1) > 0).all()
+
+
+@each_size
+def test_decoding_is_naive_decoding(dim, widths, context_dim):
+    """Against D full passes, each of which fixes one more input; in value and in every gradient."""
+    net = build(dim, widths, context_dim)
+    z, context = inputs(net, context_dim, 3, 4)
+    z.requires_grad_()
+
+    def solve(i: int, params: Tensor) -> Tensor:
+        assert params.shape == (3, 4, P)
+        return z[..., i] * torch.tanh(params[..., 0]).exp() + params[..., 1]
+
+    found, params = net.decode(solve, z.shape[:-1], context)
+    naive = torch.zeros_like(z)
+    for i in range(dim):
+        column = solve(i, net(naive, context)[..., i, :])
+        naive = torch.cat([naive[..., :i], column.unsqueeze(-1), naive[..., i + 1 :]], -1)
+    torch.testing.assert_close(found, naive)
+    torch.testing.assert_close(params, net(naive, context))
+
+    wanted = [z, *net.parameters()]
+    for ours, expected in zip(
+        torch.autograd.grad((found.sin() + params.sum(-1)).sum(), wanted, allow_unused=True),
+        torch.autograd.grad((naive.sin() + net(naive, context).sum(-1)).sum(), wanted, allow_unused=True),
+        strict=True,
+    ):
+        assert expected is None or torch.allclose(torch.zeros_like(expected) if ours is None else ours, expected, atol=1e-12)
+
+
+def test_decoding_uses_each_weight_once(monkeypatch):
+    """The cost of one pass: the multiplications of all steps together are those of the masked matrices."""
+    dim, width, products = 12, 48, []
+    linear = nn.functional.linear
+    monkeypatch.setattr(nn.functional, "linear", lambda x, w, *b: products.append(w.numel()) or linear(x, w, *b))
+    net = build(dim, (width, width))
+    net.decode(lambda i, params: params[..., 0], torch.Size([5]))
+    assert 0 < sum(products) <= sum(layer.weight.numel() for layer in net.layers)
+
+
+@pytest.mark.parametrize("batch", ((), (0,), (4,), (2, 0), (2, 3)), ids=str)
+@pytest.mark.parametrize("context_dim", (0, 2))
+def test_shapes(batch, context_dim):
+    for dim in (1, 4):
+        net = build(dim, (6,), context_dim)
+        x, context = inputs(net, context_dim, *batch)
+        assert net(x, context).shape == (*batch, dim, P)
+        found, params = net.decode(lambda i, row: row.sum(-1), torch.Size(batch), context)
+        assert found.shape == (*batch, dim) and params.shape == (*batch, dim, P)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda c: MaskedMLP(4, 3, (8, 8), c),
+        lambda c: MLP(4 + c, 12, (8, 8)),
+        lambda c: Hypernetwork((4, 3), c),
+    ],
+    ids=["masked", "mlp", "hypernetwork"],
+)
+@pytest.mark.parametrize("context_dim", (0, 2))
+def test_everything_starts_at_zero_and_moves(make, context_dim):
+    net = make(context_dim)
+    x, context = torch.randn(5, 4), torch.randn(5, context_dim) if context_dim else None
+    given = {MaskedMLP: (x, context), MLP: (torch.randn(5, 4 + context_dim),), Hypernetwork: (context,)}[type(net)]
+    out = net(*given)
+    assert not out.any()
+    out.sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_mlp_and_hypernetwork():
+    net = MLP(3, 2, (5,), nn.Tanh)
+    nn.init.normal_(net[-1].weight)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(net(x), torch.tanh(x @ net[0].weight.T + net[0].bias) @ net[-1].weight.T)
+    assert [type(layer) for layer in net] == [nn.Linear, nn.Tanh, nn.Linear]
+    hyper = Hypernetwork((2, 3), 4)
+    nn.init.normal_(hyper.bias), nn.init.normal_(hyper.linear.weight)
+    context = torch.randn(7, 1, 4)
+    expected = hyper.bias + torch.einsum("...c,oc->...o", context, hyper.linear.weight).reshape(7, 1, 2, 3)
+    torch.testing.assert_close(hyper(context), expected)
+    assert hyper(None) is hyper.bias
+
+
+@pytest.mark.parametrize("activation", (nn.ReLU, nn.Tanh, nn.GELU))
+def test_activation_is_used(activation):
+    net = build(3, activation=activation)
+    assert isinstance(net.activation, activation)
+    x, _ = inputs(net, 0, 5)
+    found, params = net.decode(lambda i, row: x[..., i], x.shape[:-1])
+    torch.testing.assert_close(params, net(x))
+    torch.testing.assert_close(found, x)
+
+
+@pytest.mark.parametrize("widths", ((0,), (8, -1), (2.5,)), ids=str)
+def test_widths_are_checked(widths):
+    for make in (lambda: MLP(2, 2, widths), lambda: MaskedMLP(2, 2, widths)):
+        with pytest.raises(OptionError, match="hidden_features"):
+            make()
+
+
+def test_masks_follow_their_module_but_are_not_stored():
+    net = build(3)
+    assert not [name for name in net.state_dict() if "mask" in name]
+    assert net.float()(torch.randn(2, 3)).dtype == torch.float32

@@ -1,0 +1,167 @@
+"""Every public transform, with example instances: registered here once, examined by every check of ``test_battery.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pyro_flows import transforms as T
+from pyro_flows import univariate as U
+
+SEAM = 3.0  # half-width of the splines below: the battery tries points exactly there
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One example of a transform.
+
+    ``exceptions`` maps a check of the battery to the reason why this instance fails it (a check that then passes is an error), and
+    ``gradient:<parameter>`` to the reason why a parameter has no influence.
+    """
+
+    id: str
+    make: Callable[[], T.FlowTransform]
+    dim: int
+    context_dim: int = 0
+    param_scale: float = 0.3
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+
+    def points(self, *batch: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+        return _normal(seed, *batch, self.dim).to(dtype)
+
+    def context(self, *batch: int, seed: int = 2, dtype: torch.dtype = torch.float64) -> Tensor | None:
+        return _normal(seed, *batch, self.context_dim).to(dtype) if self.context_dim else None
+
+
+def _normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def fresh(case: Instance, dtype: torch.dtype = torch.float64, seed: int = 0) -> T.FlowTransform:
+    """The instance as it is built, with its random initialisation seeded."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return case.make().to(dtype)
+
+
+@torch.no_grad()
+def perturbed(case: Instance, dtype: torch.dtype = torch.float64, seed: int = 0) -> T.FlowTransform:
+    """The instance with every parameter moved by ``param_scale`` times a standard normal: initial values hide errors."""
+    transform = fresh(case, seed=seed)
+    for i, p in enumerate(transform.parameters()):
+        p += case.param_scale * _normal(1000 * seed + i, *p.shape)
+    return transform.to(dtype)
+
+
+UNIVARIATES = {
+    "shift": U.Shift(),
+    "affine": U.Affine(),
+    "spline": U.RationalQuadraticSpline(bins=4, bound=SEAM),
+}
+
+_small = {"hidden_features": (8, 8)}
+_tril = torch.tensor([[1.5, 0.0, 0.0], [-0.4, 0.3, 0.0], [2.0, 0.7, 4.0]])
+_permuted = {"identity": "starts at its fixed permutation"}
+_masked = {"gradient:net.layers.0.weight": "one coordinate: no input comes before another, so every weight is masked"}
+_lonely = {"gradient:lower": "a single coordinate has nothing below the diagonal"}
+
+
+def _structures(name: str, f: U.Univariate) -> list[Instance]:
+    """A univariate map under every structure that can carry it."""
+    return [
+        Instance(f"elementwise-{name}", partial(T.Elementwise, f, 3), 3),
+        Instance(f"elementwise-{name}-1d-context", partial(T.Elementwise, f, 1, context_dim=2), 1, 2),
+        Instance(f"coupling-{name}", partial(T.Coupling, f, 5, **_small), 5),
+        Instance(f"coupling-{name}-1d", partial(T.Coupling, f, 1, **_small), 1),
+        Instance(
+            f"coupling-{name}-context",
+            partial(T.Coupling, f, 3, torch.tensor([False, True, True]), context_dim=2, **_small),
+            3,
+            2,
+        ),
+        *(
+            instance
+            for direction in ("density", "sampling")
+            for instance in (
+                Instance(
+                    f"autoregressive-{name}-{direction}",
+                    partial(T.Autoregressive, f, 4, direction, torch.tensor([2, 0, 3, 1]), **_small),
+                    4,
+                ),
+                Instance(
+                    f"autoregressive-{name}-{direction}-context",
+                    partial(T.Autoregressive, f, 3, direction, torch.tensor([1, 2, 0]), context_dim=2, **_small),
+                    3,
+                    2,
+                ),
+            )
+        ),
+        Instance(f"autoregressive-{name}-1d", partial(T.Autoregressive, f, 1, "sampling", **_small), 1, exceptions=_masked),
+    ]
+
+
+def _mixed() -> T.FlowTransform:
+    f = UNIVARIATES["spline"]
+    return T.Compose(
+        [
+            T.Coupling(f, 3, context_dim=2, **_small),
+            T.LULinear(3, torch.tensor([2, 0, 1])),
+            T.Autoregressive(U.Affine(), 3, "sampling", **_small),
+            T.Elementwise(f, 3).inv,
+        ]
+    )
+
+
+ZOO: list[Instance] = [
+    Instance("affine", partial(T.Affine, 3), 3),
+    Instance("affine-1d-context", partial(T.Affine, 1, 2), 1, 2),
+    *(instance for name, f in UNIVARIATES.items() for instance in _structures(name, f)),
+    Instance(
+        "coupling-all-moved-context",
+        partial(T.Coupling, U.Affine(), 2, torch.tensor([True, True]), context_dim=1, **_small),
+        2,
+        1,
+    ),
+    Instance("triangular", partial(T.TriangularLinear, 4), 4),
+    Instance("triangular-1d", partial(T.TriangularLinear, 1), 1, exceptions=_lonely),
+    Instance(
+        "standardize",
+        partial(T.Standardize, torch.tensor([1.0, -20.0, 3.0]), _tril),
+        3,
+        exceptions={"identity": "holds what it was given"},
+    ),
+    Instance("lu", partial(T.LULinear, 4), 4),
+    Instance("lu-permuted", partial(T.LULinear, 5, torch.tensor([3, 0, 4, 1, 2])), 5, exceptions=_permuted),
+    Instance(
+        "lu-1d",
+        partial(T.LULinear, 1),
+        1,
+        exceptions=_lonely | {"gradient:upper": "a single coordinate has nothing above the diagonal"},
+    ),
+    Instance("low-rank", partial(T.LowRankLinear, 5, 2), 5),
+    Instance("low-rank-full", partial(T.LowRankLinear, 2, 2), 2),
+    Instance(
+        "low-rank-1d",
+        partial(T.LowRankLinear, 1, 1),
+        1,
+        exceptions={"gradient:factor": "the basis of a line is 1 or -1, whatever the factor"},
+    ),
+    Instance("permutation", partial(T.Permutation, torch.tensor([2, 0, 3, 1])), 4, exceptions=_permuted),
+    Instance("compose", _mixed, 3, 2, exceptions=_permuted),
+    Instance(
+        "compose-unconditional",
+        lambda: T.Compose([T.TriangularLinear(2), T.Coupling(U.Affine(), 2, **_small), T.Affine(2)]),
+        2,
+    ),
+    Instance("inverse", lambda: T.Coupling(UNIVARIATES["spline"], 3, **_small).inv, 3),
+    Instance(
+        "inverse-context",
+        lambda: T.Autoregressive(UNIVARIATES["spline"], 3, context_dim=2, **_small).inv,
+        3,
+        2,
+    ),
+]
