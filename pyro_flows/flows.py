@@ -12,14 +12,17 @@ import torch
 from torch import nn
 
 from .distributions import Flow
-from .errors import OptionError
-from .transforms import Autoregressive, Compose, Coupling, FlowTransform, LULinear
+from .errors import OptionError, ShapeError
+from .transforms import Affine as Scale
+from .transforms import Autoregressive, Compose, Coupling, FlowTransform, LULinear, Permutation
 from .univariate import Affine, RationalQuadraticSpline, Shift, Univariate
 
 __all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar"]
 
 
-def _count(transforms: int) -> int:
+def _count(dim: int, transforms: int) -> int:
+    if not isinstance(dim, int) or dim < 1:
+        raise ShapeError(f"dim must be a positive integer, got {dim!r}")
     if not isinstance(transforms, int) or transforms < 1:
         raise OptionError(f"transforms must be a positive integer, got {transforms!r}")
     return transforms
@@ -28,23 +31,37 @@ def _count(transforms: int) -> int:
 def _couplings(
     univariate: Univariate, dim: int, context_dim: int, transforms: int, hidden_features: Sequence[int], mix: bool = False
 ) -> list[FlowTransform]:
-    first = torch.arange(dim) < (dim + 1) // 2  # contiguous halves are slices, which cost nothing to take apart and join
+    """Couplings of the first half and the second in turn, with a riffle after each round and the original order at the end.
+
+    A riffle (even places, then odd ones) puts any two coordinates in different halves after a few rounds, so that each can depend on each; and
+    contiguous halves are slices, which cost nothing to take apart and join.
+    """
+    transforms = _count(dim, transforms)
+    first = torch.arange(dim) < (dim + 1) // 2
+    riffle = torch.cat([torch.arange(0, dim, 2), torch.arange(1, dim, 2)])
+    order = torch.arange(dim)
     layers: list[FlowTransform] = []
-    for i in range(_count(transforms)):
-        moved = first if i % 2 == 0 or dim == 1 else ~first
-        layers.append(Coupling(univariate, dim, moved, context_dim, hidden_features))
-        if mix and dim > 1 and i % 2 == 1:
-            layers.append(LULinear(dim))
+    for i in range(transforms):
+        layers.append(Coupling(univariate, dim, first if i % 2 == 0 or dim == 1 else ~first, context_dim, hidden_features))
+        if i % 2 == 1 and i + 1 < transforms and dim > 1:
+            if mix:
+                layers.append(LULinear(dim))
+            if dim > 2:
+                layers.append(Permutation(riffle))
+                order = order[riffle]
+    if not torch.equal(order, torch.arange(dim)):
+        layers.append(Permutation(order.argsort()))
     return layers
 
 
 def _autoregressions(
     univariate: Univariate, direction: str, dim: int, context_dim: int, transforms: int, hidden_features: Sequence[int]
 ) -> list[FlowTransform]:
+    transforms = _count(dim, transforms)
     order = torch.arange(dim)
     return [
         Autoregressive(univariate, dim, direction, order if i % 2 == 0 else order.flip(0), context_dim, hidden_features)  # type: ignore[arg-type]
-        for i in range(_count(transforms))
+        for i in range(transforms)
     ]
 
 
@@ -66,8 +83,6 @@ def nice(
 
     Cost: one pass for samples and for densities. Reference: NICE (Dinh et al., 2014), https://arxiv.org/abs/1410.8516
     """
-    from .transforms import Affine as Scale
-
     return _flow([*_couplings(Shift(), dim, context_dim, transforms, hidden_features), Scale(dim, context_dim)], dim, base)
 
 

@@ -53,7 +53,8 @@ class Checkpoint:
             content = torch.load(self.path, weights_only=True)
             known = content["format"] == _FORMAT
         except Exception as error:
-            raise CheckpointError(f"{str(self.path)!r} cannot be read as a checkpoint ({type(error).__name__}): delete it, or give another path") from error
+            what = f"{str(self.path)!r} cannot be read as a checkpoint ({type(error).__name__})"
+            raise CheckpointError(f"{what}: delete it, or give another path") from error
         if not known:
             raise CheckpointError(f"{str(self.path)!r} is not a FlowVI checkpoint: give another path")
         if content["signature"] != _signature(guide):

@@ -91,9 +91,9 @@ def _worth_compiling(run: Step, nodes: int, example: tuple[Tensor, ...], expecte
     times = []
     with torch.no_grad():
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()  # a busy machine must not make a step look slow
             run(*example)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
     cost = _COMPILE_BASE + _COMPILE_PER_NODE * nodes
     return expected_steps * min(times) * _COMPILE_SAVES > _COMPILE_MARGIN * cost
 
@@ -104,7 +104,8 @@ def prepare(step: Step, example: tuple[Tensor, ...], engine: str, expected_steps
     Args:
         step: a function of tensors, random-free: all randomness comes in as arguments.
         example: tensors of the shapes that it will see.
-        engine: ``"auto"``, ``"compiled"``, ``"captured"`` or ``"eager"``. ``"auto"`` captures where it can and compiles where ``expected_steps`` pay for it.
+        engine: ``"auto"``, ``"compiled"``, ``"captured"`` or ``"eager"``. ``"auto"`` captures where it can and compiles where ``expected_steps`` pay
+            for it.
         expected_steps: how often the step will run.
         obstacle: why the step cannot be captured, if that is known beforehand.
 

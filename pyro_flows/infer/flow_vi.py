@@ -35,7 +35,8 @@ class FlowVI:
     Args:
         model: a Pyro model.
         guide: an :class:`~pyro_flows.guides.AutoFlow` of that model; made with ``flow`` and ``affine`` when omitted.
-        flow, affine: what guide to make, see :class:`~pyro_flows.guides.AutoFlow`. With ``"auto"`` the flow is trained only where the affine layer falls short.
+        flow, affine: what guide to make, see :class:`~pyro_flows.guides.AutoFlow`. With ``"auto"`` the flow is trained only where the affine layer
+            falls short.
         num_particles: draws a step.
         max_steps: upper bound on the flow's steps; it stops earlier when the averaged ELBO is stationary.
         lr: the flow's learning rate.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DtypeError, ModelError, PyroFlowsError
+from ..errors import DtypeError, ModelError, PyroFlowsError, SupportError
 from ..guides import AutoFlow
 from .log_joint import LogJoint
 
@@ -42,7 +42,7 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if count:
                 where = [tuple(i) for i in bad.nonzero()[:3].tolist()]
                 raise ModelError(
-                    f"{name} has {count} NaN or infinite value(s), the first at {where}: remove those rows, or impute them as latent sites of the model"
+                    f"{name} has {count} NaN or infinite value(s), the first at {where}: remove those rows, or impute them as latent sites"
                 )
 
 
@@ -78,8 +78,8 @@ def _explained(dtype: torch.dtype) -> Iterator[None]:
 
 def _dtype_error(error: BaseException, dtype: torch.dtype) -> DtypeError:
     return DtypeError(
-        f"the model mixes dtypes or devices while it runs in {dtype}: {' '.join(str(error).split())[:300]}. Pass the data as arguments of the model (they "
-        "are converted), convert what the model closes over, or choose FlowVI(model, dtype=torch.float32)"
+        f"the model mixes dtypes or devices while it runs in {dtype}: {' '.join(str(error).split())[:300]}. Pass the data as arguments of the "
+        "model (they are converted), convert what the model closes over, or choose FlowVI(model, dtype=torch.float32)"
     )
 
 
@@ -98,12 +98,26 @@ def set_up(
         log_joint = LogJoint(model, guide, args, kwargs)
         with torch.no_grad():
             values = log_joint(guide.flow().sample((16,)))
+    _check_observations(log_joint)
     if not bool(torch.isfinite(values).any()):
         raise ModelError(
-            f"the log joint density is not finite at 16 draws around the initial point{_culprits(log_joint)}: check the data against the likelihood's "
-            "support, or start elsewhere with AutoFlow(model, init_loc_fn=...)"
+            f"the log joint density is not finite at 16 draws around the initial point{_culprits(log_joint)}: check the data against the "
+            "likelihood's support, or start elsewhere with AutoFlow(model, init_loc_fn=...)"
         )
     return guide, log_joint
+
+
+def _check_observations(log_joint: LogJoint) -> None:
+    """Raise a ``SupportError`` that names the site when data lie outside their likelihood's support: nothing checks it while a model is vmapped."""
+    for name, site in log_joint.trace.nodes.items():
+        if name in log_joint.likelihood_sites:
+            try:
+                inside = site["fn"].support.check(site["value"])
+            except (NotImplementedError, AttributeError):  # a distribution that does not say
+                continue
+            if not bool(inside.all()):
+                count = int((~inside).sum())
+                raise SupportError(f"site {name!r}: {count} observed value(s) lie outside the support {site['fn'].support}: correct the data")
 
 
 def _culprits(log_joint: LogJoint) -> str:

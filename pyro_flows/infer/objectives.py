@@ -62,12 +62,12 @@ class FlatFlow:
     @torch.no_grad()
     def write(self, flat: Tensor) -> None:
         """Put a vector back into the flow's parameters."""
-        for p, part in zip((p for p in self._ends.parameters() if p.requires_grad), flat.split(self._sizes)):
+        for p, part in zip((p for p in self._ends.parameters() if p.requires_grad), flat.split(self._sizes), strict=True):
             p.copy_(part.view_as(p))
 
     def unflatten(self, flat: Tensor) -> Parameters:
         """The parameters by name, as views of the vector."""
-        return {n: part.view(s) for n, part, s in zip(self._names, flat.split(self._sizes), self._shapes)}
+        return {n: part.view(s) for n, part, s in zip(self._names, flat.split(self._sizes), self._shapes, strict=True)}
 
     def flatten(self, parameters: Parameters) -> Tensor:
         """One vector from parameters (or gradients) by name."""
@@ -107,7 +107,7 @@ def _output(gradient: Tensor, gap: Tensor, sound: Tensor) -> StepOutput:
 
 def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
     """Sticking the landing: only the path through the draws carries gradient, so at q = p it has no variance."""
-    x, pull = vjp(lambda p: flat_flow.apply(p, "forward", noise)[0], parameters)
+    x, pull = vjp(lambda p: flat_flow.apply(p, "forward", noise)[0], parameters)  # type: ignore[misc]
 
     def total_gap(x: Tensor) -> tuple[Tensor, Tensor]:
         gap = flat_flow.log_prob(parameters, x) - log_joint(x)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 logger = logging.getLogger("pyro_flows")
-_AFFINE = {"max_steps": 300, "lr": 2e-2, "patience": 2, "progress": 0.1, "fall": 0.3, "cycles": 1}
+_AFFINE_LR = 2e-2
 _AFFINE_ROUNDS, _AFFINE_PARTICLES = 4, 64
+_KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")  # in a checkpoint
 _COMPARE = 4096  # common draws that decide between the affine stage and the flow
 
 
@@ -92,7 +91,7 @@ class Run:
 
         engine = prepare(value_and_grad, (centre,), "eager" if self._obstacle else "auto", 0)
         noise = torch.randn(256, len(centre)).to(centre)
-        start, count = find_start(log_joint, engine, points, guide.config["init_scale"], noise)
+        start, count = find_start(log_joint, engine, points, float(guide.config["init_scale"]), noise)  # type: ignore[arg-type]
         self.evaluations += count
         guide.standardize.set(start.loc, start.scale_tril)
         with torch.no_grad():
@@ -107,7 +106,9 @@ class Run:
         flow = Flow(guide.flow.base, Compose([guide.affine, guide.standardize]))
         particles = min(_AFFINE_PARTICLES, self.options.num_particles)
         foldable = isinstance(guide.affine, TriangularLinear)
-        schedule = Schedule(**_AFFINE, target=self.target) if foldable else Schedule(max_steps=1000, lr=_AFFINE["lr"], target=self.target)
+        schedule = Schedule(max_steps=1000, lr=_AFFINE_LR, target=self.target)
+        if foldable:
+            schedule = Schedule(max_steps=300, lr=_AFFINE_LR, target=self.target, patience=2, progress=0.1, fall=0.3, cycles=1)
         for i in range(self.rounds, _AFFINE_ROUNDS if foldable else 1):
             trainer = self._train("affine", flow, particles, schedule, bar)
             self.converged, self.rounds, self.resumed = trainer.converged, i + 1, {}
@@ -162,7 +163,8 @@ class Run:
         self.evaluations += 2 * _COMPARE
         if not elbos[1] >= elbos[0]:
             self.guide.load_state_dict(self.affine_state)
-            self.notes.append(f"the flow did not improve on its affine layer (ELBO {float(elbos[1]):.3f} against {float(elbos[0]):.3f}): the layer is kept")
+            pair = f"ELBO {float(elbos[1]):.3f} against {float(elbos[0]):.3f}"
+            self.notes.append(f"the flow did not improve on its affine layer ({pair}): the layer is kept")
 
     def _train(self, name: str, flow: Flow, particles: int, schedule: Schedule, bar: Progress) -> Trainer:
         flat_flow, base = FlatFlow(flow), flow.base()
@@ -197,8 +199,7 @@ class Run:
 
     def _save(self, **stage: Any) -> None:
         if self.options.checkpoint is not None:
-            whole = {k: getattr(self, k) for k in ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")}
-            self.options.checkpoint.save(self.guide, {"run": whole, **stage})
+            self.options.checkpoint.save(self.guide, {"run": {name: getattr(self, name) for name in _KEPT}, **stage})
 
     def _load(self) -> None:
         content = self.options.checkpoint.load(self.guide) if self.options.checkpoint is not None else None

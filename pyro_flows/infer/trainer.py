@@ -25,9 +25,9 @@ _NUMBERS = ("step", "rises_at", "falls_at", "cycle", "dropped", "best", "stale",
 class Schedule:
     """How long a stage lasts and how large its steps are.
 
-    The learning rate rises and holds until the averaged ELBO is stationary, the spread of the log weights nears ``target`` (a lower rate brings it down
-    further) or most of ``max_steps`` are spent; then it falls to a fiftieth. If the target is met, or no steps are left, the stage ends; if not, the rate
-    rises again, to seven tenths.
+    The learning rate rises and holds until the averaged ELBO is stationary, the spread of the log weights nears ``target`` (a lower rate brings
+    it down further) or most of ``max_steps`` are spent; then it falls to a fiftieth. If the target is met, or no steps are left, the stage ends;
+    if not, the rate rises again, to seven tenths.
 
     Attributes:
         max_steps: upper bound on the number of steps.
@@ -129,7 +129,7 @@ class Trainer:
                 report(self, *self._close_window())
 
     def _close_window(self) -> tuple[float, float]:
-        elbos, spreads = zip(*self.window)
+        elbos, spreads = zip(*self.window, strict=True)
         # medians: one particle far out can carry a whole window's mean
         elbo, spread = statistics.fmean(elbos), statistics.median(spreads)
         self.window = []

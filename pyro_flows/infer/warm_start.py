@@ -134,10 +134,17 @@ def find_start(
         count += 1
         return value_and_grad(z)
 
+    modes: list[tuple[Tensor, Tensor]] = []
+
+    def known(top: Tensor) -> bool:
+        return any(float(((top - mode) / scale).abs().max()) < 0.3 for mode, scale in modes)
+
     best = naive = max((judge(points[0], eye * s, "naive start") for s in (naive_scale, 1.0)), key=lambda s: s.elbo)
     for k, point in enumerate(points):
         path = _minimise(counted, point, steps)
         top, accepted = path[-1], best
+        if known(top):
+            continue
         for _ in range(8):  # Newton's steps finish what a badly scaled descent leaves
             found = laplace(log_joint, top)
             count += dim
@@ -148,7 +155,8 @@ def find_start(
             value = counted(top)[0]
             length = next((t for t in (1.0, 0.3, 0.03) if float(counted(top + t * step)[0]) < float(value)), 0.0)
             top = top + length * step
-            if length * float((step / tril.norm(dim=-1)).abs().max()) < 1e-3:
+            if length * float((step / tril.norm(dim=-1)).abs().max()) < 1e-2:
+                modes.append((top, tril.norm(dim=-1)))
                 break
         if accepted is best or accepted.elbo < naive.elbo:
             for point in _spread_out(path, 5):  # no usable mode: how far down the path is a Gaussian still good?

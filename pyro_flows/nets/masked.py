@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -49,19 +50,19 @@ class MaskedMLP(nn.Module):
         self.opened = [[int((d <= i).sum()) for i in range(dim + 1)] for d in degrees]  # units open when i inputs are known
         out_degrees = torch.arange(dim).repeat_interleave(out_per_input)  # row i may see units of degree <= i
         sizes = (dim, *self.widths)
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])] + [nn.Linear(sizes[-1], dim * out_per_input)])
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)] + [nn.Linear(sizes[-1], dim * out_per_input)])
         for i, above in enumerate([*degrees[1:], out_degrees]):
             self.register_buffer(f"mask_{i}", (above[:, None] >= degrees[i][None, :]).to(torch.get_default_dtype()), persistent=False)
         self.context = nn.Linear(context_dim, sum(self.widths) + dim * out_per_input, bias=False) if context_dim else None
         self.activation = activation()
-        last = self.layers[-1]
-        nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
         if self.context is not None:
             with torch.no_grad():
                 self.context.weight[sum(self.widths) :] = 0.0
 
     def _masked(self) -> list[Tensor]:
-        return [layer.weight * getattr(self, f"mask_{i}") for i, layer in enumerate(self.layers)]
+        return [layer.weight * getattr(self, f"mask_{i}") for i, layer in enumerate(self.layers)]  # type: ignore[misc]
 
     def _offsets(self, context: Tensor | None) -> list[Tensor]:
         """What each layer adds to its matrix product: the bias, and the context's share."""
@@ -69,11 +70,11 @@ class MaskedMLP(nn.Module):
         if self.context is None or context is None:
             return biases
         shares = self.context(context).split([*self.widths, self.dim * self.out_per_input], -1)
-        return [b + s for b, s in zip(biases, shares)]
+        return [b + s for b, s in zip(biases, shares, strict=True)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         h, weights, offsets = x, self._masked(), self._offsets(context)
-        for w, b in zip(weights[:-1], offsets[:-1]):
+        for w, b in zip(weights[:-1], offsets[:-1], strict=True):
             h = self.activation(F.linear(h, w) + b)
         return (F.linear(h, weights[-1]) + offsets[-1]).unflatten(-1, (self.dim, self.out_per_input))
 

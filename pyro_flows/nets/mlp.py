@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -39,7 +40,7 @@ class MLP(nn.Sequential):
     ) -> None:
         sizes = (in_features, *check_widths(hidden_features))
         layers: list[nn.Module] = []
-        for a, b in zip(sizes, sizes[1:]):
+        for a, b in itertools.pairwise(sizes):
             layers += [nn.Linear(a, b), activation()]
         last = nn.Linear(sizes[-1], out_features)
         nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)

@@ -186,18 +186,20 @@ class FlowTransform(_Cached, TransformModule, ConditionalTransform):
             raise ShapeError(f"{name} expects points of shape (*batch, {self.dim}), got {tuple(value.shape)}")
         if not value.is_floating_point():
             raise DtypeError(f"{name} expects floating-point points, got {value.dtype}: convert them with .to(torch.get_default_dtype())")
-        own = next((t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), value)
-        for what, given in (("points", value), ("a context", context)):
-            if given is not None and (own.dtype != given.dtype or own.device != given.device):
-                raise DtypeError(
-                    f"{name} has parameters of {own.dtype} on {own.device} but got {what} of {given.dtype} on {given.device}: "
-                    "convert one with .to(dtype) or .to(device)"
-                )
+        self._check_dtype("points", value)
         self._check_context(context)
         if context is None:
             return value, None
         batch = self._joint_batch(value.shape, context.shape)
         return value.expand(batch + value.shape[-1:]), context.expand(batch + context.shape[-1:])
+
+    def _check_dtype(self, what: str, given: Tensor) -> None:
+        own = next((t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), given)
+        if own.dtype != given.dtype or own.device != given.device:
+            raise DtypeError(
+                f"{type(self).__name__} has parameters of {own.dtype} on {own.device} but got {what} of {given.dtype} on {given.device}: "
+                "convert one with .to(dtype) or .to(device)"
+            )
 
     def _check_context(self, context: Tensor | None) -> None:
         name = type(self).__name__
@@ -207,6 +209,8 @@ class FlowTransform(_Cached, TransformModule, ConditionalTransform):
             raise ShapeError(f"{name} needs a context of shape (*batch, {self.context_dim}): pass context=, or use .condition(context)")
         if context is not None and (context.dim() == 0 or context.shape[-1] != self.context_dim):
             raise ShapeError(f"{name} expects a context of shape (*batch, {self.context_dim}), got {tuple(context.shape)}")
+        if context is not None:
+            self._check_dtype("a context", context)
 
     def _joint_batch(self, value: torch.Size, context: torch.Size) -> torch.Size:
         try:
@@ -275,7 +279,7 @@ class Inverse(FlowTransform):
 
     @property
     def inv(self) -> FlowTransform:  # type: ignore[override]
-        return self.transform
+        return self.transform  # type: ignore[return-value]
 
 
 class Conditioned(_Cached):

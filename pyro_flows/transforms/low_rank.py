@@ -15,8 +15,8 @@ class LowRankLinear(FlowTransform):
     r"""A scaled low-rank update: :math:`y = e^{s} \odot (I + Q\,\mathrm{diag}(e^{\lambda} - 1)\,Q^\top) x + t`, with orthonormal columns :math:`Q`.
 
     :math:`Q` is the QR factor of a free :math:`D \times r` matrix. Because the update is diagonal in :math:`Q`, Woodbury's identity is exact and
-    explicit: the inverse has :math:`e^{-\lambda}` in place of :math:`e^{\lambda}`, and :math:`\log|\det| = \sum_i s_i + \sum_k \lambda_k`. The layer is
-    invertible at every parameter value, unlike :math:`I + UV^\top`.
+    explicit: the inverse has :math:`e^{-\lambda}` in place of :math:`e^{\lambda}`, and :math:`\log|\det| = \sum_i s_i + \sum_k \lambda_k`. The
+    layer is invertible at every parameter value, unlike :math:`I + UV^\top`.
 
     Args:
         dim: number of coordinates :math:`D`.
