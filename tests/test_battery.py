@@ -705,7 +705,7 @@ def test_errors_of_condition(case):
         transform(case.points(4))  # no context at all
     for wrong in (case.context(4).long(), case.context(4).float()):
         with pytest.raises(DtypeError):
-            transform.condition(wrong)(case.points(4))
+            transform.condition(wrong)
 
 
 @pytest.mark.parametrize("kept", list(product((False, True), repeat=3)), ids=str)

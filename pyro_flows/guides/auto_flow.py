@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from .. import flows
 from ..distributions import Flow, FlowDistribution, Gaussian, StudentT
-from ..errors import OptionError, ParamStoreError
+from ..errors import OptionError, ParamStoreError, ShapeError
 from ..transforms import Affine, Compose, FlowTransform, LowRankLinear, Standardize, TriangularLinear
+from .pushforward import AsPushforward
 from .sites import LatentSite, init_to_typical, pack, read_sites, unpack, unpack_ladj
 
 __all__ = ["AutoFlow"]
 
-FlowSpec = str | FlowTransform | Callable[[int], Flow] | None
+FlowSpec = str | Flow | FlowTransform | Callable[[int], Flow | FlowTransform] | None
 BASES: dict[str, Callable[[int], nn.Module]] = {"normal": Gaussian, "student_t": StudentT}
 _FULL_RANK_UP_TO, _LOW_RANK_UP_TO = 300, 2000
 
@@ -42,25 +43,27 @@ def _hidden(msg: dict[str, Any]) -> bool:
 class AutoFlow(AutoContinuous):
     """A normalizing flow over all continuous latent sites of a model: base, flow, affine layer, supports.
 
-    The flow starts at the identity and the affine layer at a small Gaussian around the initial point, so an untrained guide is a mean-field one. It is
-    an ``AutoContinuous``: use it with stock ``SVI``, any ELBO, ``Predictive``, ``AutoGuideList`` or ``NeuTraReparam``; or train it with
+    The flow starts at the identity and the affine layer at a small Gaussian around the initial point, so an untrained guide is a mean-field one.
+    It is an ``AutoContinuous``: use it with stock ``SVI``, any ELBO, ``Predictive``, ``AutoGuideList`` or ``NeuTraReparam``; or train it with
     :class:`~pyro_flows.infer.FlowVI`, which is faster and checks the result.
 
     Args:
         model: a Pyro model.
-        flow: the flow between base and affine layer: ``"auto"``; the name of a recipe of :mod:`pyro_flows.flows`; a function from the dimension to a
-            :class:`~pyro_flows.distributions.Flow`; a transform; or ``None`` for the affine layer alone.
+        flow: the flow between base and affine layer: ``"auto"``; the name of a recipe of :mod:`pyro_flows.flows`; a
+            :class:`~pyro_flows.distributions.Flow` or a transform, or a function from the dimension to one; or ``None`` for the affine layer alone.
         affine: ``"auto"`` (by dimension), ``"full_rank"``, ``"low_rank"`` or ``"diagonal"``.
-        base: ``"normal"``, ``"student_t"`` (heavy tails), or a function from the dimension to a base module.
+        base: ``"normal"``, ``"student_t"`` (heavy tails), or a function from the dimension to a base module. By default that of the given
+            :class:`~pyro_flows.distributions.Flow`, or else ``"normal"``.
         init_loc_fn: where each site starts, as in Pyro's autoguides.
         init_scale: standard deviation of the initial guide, in unconstrained space.
 
     Parameters exist after the first call or after :meth:`setup`. Cost of a draw: one pass of the flow.
 
     Raises:
-        ModelError: the model has no latent site, or one inside a subsampled plate.
+        ModelError: the model has no latent site, or one inside a subsampled or sequential plate, or that starts outside its support.
         SupportError: a site is discrete and not enumerated, or has no bijection from the reals.
         OptionError: an unknown ``flow``, ``affine`` or ``base``.
+        ShapeError: a ``flow`` or ``base`` of another dimension than the model's.
         ParamStoreError: another guide's parameters stand under the same names in Pyro's parameter store.
 
     Reference: Variational inference with normalizing flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -79,7 +82,7 @@ class AutoFlow(AutoContinuous):
         model: Callable[..., Any],
         flow: FlowSpec = "auto",
         affine: str = "auto",
-        base: str | Callable[[int], nn.Module] = "normal",
+        base: str | Callable[[int], nn.Module] | None = None,
         init_loc_fn: Callable[..., Any] = init_to_typical,
         init_scale: float = 0.1,
     ) -> None:
@@ -89,10 +92,10 @@ class AutoFlow(AutoContinuous):
             raise OptionError(f"flow must be a name, a transform, a function of the dimension or None, got {type(flow).__name__}")
         if affine not in ("auto", "full_rank", "low_rank", "diagonal"):
             raise OptionError(f"affine={affine!r} is not known: choose 'auto', 'full_rank', 'low_rank' or 'diagonal'")
-        if isinstance(base, str) and base not in BASES:
+        if not (base is None or callable(base) or base in tuple(BASES)):
             raise OptionError(f"base={base!r} is not known: choose one of {', '.join(BASES)}, or give a function of the dimension")
-        if not init_scale > 0:
-            raise OptionError(f"init_scale must be positive, got {init_scale}")
+        if not 0 < init_scale < float("inf"):
+            raise OptionError(f"init_scale must be positive and finite, got {init_scale}")
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.config = {"flow": flow, "affine": affine, "base": base, "init_scale": init_scale}
         self.sites: list[LatentSite] = []
@@ -104,29 +107,46 @@ class AutoFlow(AutoContinuous):
             trace = poutine.trace(poutine.block(self.model, self._prototype_hide_fn)).get_trace(*args, **kwargs)
         sites = read_sites(trace.iter_stochastic_nodes())  # before the parent's own, terser errors
         loc = pack(sites, {s.name: trace.nodes[s.name]["value"] for s in sites})
+        flow = self._build(loc.detach())
         with torch.no_grad(), _replaying(self, trace):
             super()._setup_prototype(*args, **kwargs)
-        self.sites = sites
-        self.flow = self._build(loc.detach())
+        self.sites, self.flow = sites, flow
+        self.config = {k: "custom" if callable(v) else v for k, v in self.config.items()}  # a lambda has done its work, and cannot be pickled
 
     def _build(self, loc: Tensor) -> Flow:
-        dim, config = loc.numel(), self.config
-        spec = config["flow"]
-        if spec == "auto":
-            spec = _default_flow
-        elif isinstance(spec, str):
-            spec = getattr(flows, spec)
-        inner = spec if spec is None or isinstance(spec, FlowTransform) else spec(dim)  # type: ignore[operator]
+        dim = loc.numel()
+        inner = self._build_inner(dim)
         layers = [] if inner is None else [inner.transform if isinstance(inner, Flow) else inner]
         layers += [self._build_affine(dim), Standardize(loc, torch.eye(dim, dtype=loc.dtype, device=loc.device))]
-        base = BASES[config["base"]] if isinstance(config["base"], str) else config["base"]
-        return Flow(base(dim), Compose(layers)).to(loc)  # type: ignore[operator]
+        make = self.config["base"]
+        if make is None:
+            base = inner.base if isinstance(inner, Flow) else Gaussian(dim)
+        else:
+            base = BASES[make](dim) if isinstance(make, str) else make(dim)  # type: ignore[operator]
+        return Flow(base, Compose(layers)).to(loc)
+
+    def _build_inner(self, dim: int) -> Flow | FlowTransform | None:
+        spec: Any = self.config["flow"]
+        if isinstance(spec, str):
+            spec = _default_flow if spec == "auto" else getattr(flows, spec)
+        inner = spec if spec is None or isinstance(spec, (Flow, FlowTransform)) else spec(dim)
+        if inner is None:
+            return None
+        if not isinstance(inner, (Flow, FlowTransform)):
+            raise OptionError(f"flow= must give a Flow or a transform of pyro_flows, got {type(inner).__name__}")
+        if inner.dim != dim or inner.context_dim:
+            raise ShapeError(
+                f"flow= must map the model's {dim} unconstrained numbers without a context; it has dim={inner.dim}, context_dim={inner.context_dim}: "
+                "give a function of the dimension, flow=lambda dim: ..."
+            )
+        return inner
 
     def _build_affine(self, dim: int) -> FlowTransform:
         kind, log_scale = self.config["affine"], torch.tensor(self.config["init_scale"]).log().item()  # type: ignore[arg-type]
         if kind == "auto":
             kind = "full_rank" if dim <= _FULL_RANK_UP_TO else "low_rank" if dim <= _LOW_RANK_UP_TO else "diagonal"
         layer: FlowTransform
+        log_scales: Tensor
         if kind == "full_rank":
             layer = TriangularLinear(dim)
             log_scales = layer.log_diag
@@ -160,8 +180,9 @@ class AutoFlow(AutoContinuous):
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Run the model once, with its arguments, and make all parameters. Returns the guide."""
         if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-            self._create_plates(*args, **kwargs)
+            with poutine.block():
+                self._setup_prototype(*args, **kwargs)
+                self._create_plates(*args, **kwargs)
         return self
 
     # What Pyro asks of an AutoContinuous.
@@ -183,7 +204,8 @@ class AutoFlow(AutoContinuous):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         self._check_param_store()
-        return super().forward(*args, **kwargs)
+        with AsPushforward():
+            return super().forward(*args, **kwargs)
 
     def _check_param_store(self) -> None:
         if not self._pyro_context.active:
@@ -225,6 +247,8 @@ class AutoFlow(AutoContinuous):
         return {k: v[0] for k, v in self.quantiles([0.5], *args, **kwargs).items()}
 
     def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)  # Pyro's parameter store hangs a weak reference here, which cannot be pickled
         # The model is not pickled, as in Pyro; unlike there, the original keeps it.
         return {**self.__dict__, "_model": (None,), "master": None}
 

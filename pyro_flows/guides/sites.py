@@ -44,10 +44,12 @@ def init_to_typical(site: dict[str, Any] | None = None) -> Any:
     """Start a site at the median of a few prior draws, or, for an improper prior, near zero through the support's bijection."""
     if site is None:
         return init_to_typical
+    if site["fn"].support.is_discrete:
+        return site["fn"].sample()
     try:
         return init_to_median(site)
     except NotImplementedError:  # an ImproperUniform cannot be sampled
-        bijection = biject_to(site["fn"].support)
+        bijection = _bijection(site["name"], site["fn"].support)
         shape = bijection.inverse_shape(site["fn"].shape())
         value = bijection(0.1 * torch.randn(shape))
         value._pyro_custom_init = False
@@ -68,6 +70,8 @@ def _bijection(name: str, support: constraints.Constraint) -> Transform:
                 f"a sphere has no global bijection from the reals. Reparameterise it: "
                 f"poutine.reparam(model, config={{{name!r}: pyro.infer.reparam.ProjectedNormalReparam()}})"
             )
+        elif support in (constraints.positive_definite, constraints.lower_cholesky):
+            remedy = "build the matrix in the model from a scale vector and dist.LKJCholesky"
         else:
             remedy = "register one with torch.distributions.biject_to.register, or hide the site with poutine.block"
         raise SupportError(f"latent site {name!r} has support {support} without a bijection from the reals: {remedy}") from None
@@ -77,7 +81,7 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]]) -> list[LatentSite]:
     """The latent sites of a prototype trace, in the model's order.
 
     Raises:
-        ModelError: no latent site; a site inside a subsampled plate; a value that is not finite.
+        ModelError: no latent site; a site inside a subsampled or sequential plate; a value outside its support.
         SupportError: a site that is discrete and not enumerated, or whose support has no bijection.
     """
     sites: list[LatentSite] = []
@@ -87,15 +91,22 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]]) -> list[LatentSite]:
             if frame.full_size is not None and frame.full_size != frame.size:
                 raise ModelError(
                     f"latent site {name!r} lies in plate {frame.name!r}, which subsamples {frame.size} of {frame.full_size}: its posterior would "
-                    "have the subsample's size. Move the latent out of the plate, use the full plate, or amortise the local site with a guide of its own"
+                    "have that size. Move the latent out of the plate, use the full plate, or amortise the local site with a guide of its own"
+                )
+            if not frame.vectorized:
+                raise ModelError(
+                    f"latent site {name!r} lies in plate {frame.name!r}, which is looped over: use it as a context, with pyro.plate(...), "
+                    "or loop over a plain range(...)"
                 )
         bijection = _bijection(name, node["fn"].support)
         value = node["value"].detach()
         unconstrained = bijection.inv(value)
-        if not bool(torch.isfinite(unconstrained).all()):
+        back = bijection(unconstrained)  # torch's inverses clamp a point outside, instead of failing
+        inside = torch.isfinite(unconstrained).all() and torch.allclose(back, value, rtol=1e-2, atol=1e-3 * float(value.abs().max()))
+        if not inside:
             raise ModelError(f"latent site {name!r} starts at a point that is not inside its support {node['fn'].support}: give init_loc_fn=")
         size = unconstrained.numel()
-        plates = tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim) if f.vectorized)
+        plates = tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim))
         sites.append(LatentSite(name, node["fn"].support, bijection, value.shape, unconstrained.shape, start, start + size, plates))
         start += size
     if start == 0:

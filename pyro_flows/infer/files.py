@@ -91,7 +91,7 @@ def load(
         try:
             guide.load_state_dict(state)
         except (RuntimeError, AttributeError) as error:
-            raise CheckpointError(f"{shown} belongs to another flow: pass an AutoFlow made with the same options") from error
+            raise CheckpointError(f"{shown} was written with another flow, or by another version: pass an AutoFlow made in the same way") from error
         log_joint = LogJoint(guide.model, guide, args, kwargs)
     return cls(guide, log_joint, evaluation, *rest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -11,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -116,13 +118,13 @@ class LogJoint:
     ) -> None:
         if mode not in ("auto", "vmap", "loop"):
             raise OptionError(f'LogJoint: mode must be "auto", "vmap" or "loop", got {mode!r}')
-        self.model, self.guide, self.args, self.kwargs = model, guide, tuple(args), dict(kwargs or {})
+        self.model, self.guide, self.args, self.kwargs = _without_init(model), guide, tuple(args), dict(kwargs or {})
         self.latent_dim: int = guide.latent_dim
         self.reason = ""
         self.stochastic = False
         self.enumerated: tuple[str, ...] = ()
         self._evaluator: EnumeratedDensity | None = None
-        self._enum_model: Callable[..., Any] = model
+        self._enum_model: Callable[..., Any] = self.model
         with seeded(0):
             points = self._probe_points()
             self._read_model(points[0])
@@ -302,6 +304,14 @@ class LogJoint:
         why = f", reason={self.reason!r}" if self.reason else ""
         summed = f", enumerated={self.enumerated}" if self.enumerated else ""
         return f"LogJoint(latent_dim={self.latent_dim}, mode={self.mode!r}{why}{summed})"
+
+
+def _without_init(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's model, where a guide has wrapped it (``guide.model``) to draw initial values at every site."""
+    wrapped = getattr(model, "func", None)
+    if isinstance(wrapped, partial) and len(wrapped.args) == 2 and isinstance(wrapped.args[0], InitMessenger):
+        return wrapped.args[1]
+    return model
 
 
 def _plainly(error: Exception) -> str:

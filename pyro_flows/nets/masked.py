@@ -62,7 +62,7 @@ class MaskedMLP(nn.Module):
                 self.context.weight[sum(self.widths) :] = 0.0
 
     def _masked(self) -> list[Tensor]:
-        return [layer.weight * getattr(self, f"mask_{i}") for i, layer in enumerate(self.layers)]  # type: ignore[misc]
+        return [layer.weight * getattr(self, f"mask_{i}") for i, layer in enumerate(self.layers)]  # type: ignore[misc, return-value]
 
     def _offsets(self, context: Tensor | None) -> list[Tensor]:
         """What each layer adds to its matrix product: the bias, and the context's share."""

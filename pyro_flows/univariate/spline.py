@@ -24,6 +24,7 @@ class RationalQuadraticSpline:
     :math:`2B((1-m)q + mp)`, so that every secant lies in :math:`[m/(1-m), (1-m)/m]`; the slope at an inner knot is the smaller of its two
     secants times a factor in :math:`[1/4, 4]`. Inside a bin of secant :math:`s` and relative knot slopes :math:`a, b \le M` the slope is at least
     :math:`s \min(a, b, 2/(M+1))`, so with :math:`m` chosen from ``min_slope`` **every** slope is at least ``min_slope``, between the knots too.
+    It is at most :math:`s \max(a, b, 2)`, so nowhere above :math:`4/\max(\sqrt{\mu}, 4\mu)` with :math:`\mu` the ``min_slope``.
 
     Args:
         bins: number of bins :math:`K`.
