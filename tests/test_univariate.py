@@ -228,7 +228,7 @@ def test_gradients_at_knots_and_seam(way, scale, dtype):
     f = RationalQuadraticSpline()
     params = normal(300, f.num_params, scale=scale, dtype=dtype)
     edges = f._knots(params)[("forward", "inverse").index(way)]
-    fixed = torch.tensor([f.bound, 1e2, 1e3, 1e4, 1e5, 1e6], dtype=dtype).expand(300, -1)
+    fixed = torch.tensor([f.bound, 1e2, 1e3, 1e4, 1e5, 1e6, 1e20], dtype=dtype).expand(300, -1)
     at = torch.cat([edges, fixed, -fixed], -1)
     x = torch.cat([at, torch.nextafter(at, 2 * at), torch.nextafter(at, 0 * at)], -1).requires_grad_()
     rows = params[:, None].expand(-1, x.shape[-1], -1).clone().requires_grad_()

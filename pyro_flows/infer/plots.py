@@ -221,7 +221,7 @@ def _marginal(axes: Axes, x: np.ndarray, weights: np.ndarray, label: str, legend
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.01)
     if legend:
-        above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 2, "borderaxespad": 0.1}
+        above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 2, "borderaxespad": 0.1}
         axes.legend(**above, handlelength=1.2, columnspacing=1.0)
 
 

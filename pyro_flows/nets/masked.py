@@ -68,7 +68,7 @@ class MaskedMLP(nn.Module):
         """What each layer adds to its matrix product: the bias, and the context's share."""
         biases = [layer.bias for layer in self.layers]
         if self.context is None or context is None:
-            return biases
+            return biases  # type: ignore[return-value]
         shares = self.context(context).split([*self.widths, self.dim * self.out_per_input], -1)
         return [b + s for b, s in zip(biases, shares, strict=True)]
 

@@ -239,7 +239,7 @@ class FlowTransform(_Cached, TransformModule, ConditionalTransform):
     @property
     def inv(self) -> FlowTransform:  # type: ignore[override]
         """The inverse, as a module that shares the parameters; ``t.inv.inv is t``."""
-        return Inverse(self) if self._inv is None else self._inv
+        return Inverse(self) if self._inv is None else self._inv  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
         """``dim`` and, where there is one, ``context_dim``."""

@@ -51,13 +51,13 @@ class Compose(FlowTransform):
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(x.shape[:-1])
         for part in self.parts:
-            x, ladj = part.forward_and_ladj(x, context if part.context_dim else None)
+            x, ladj = part.forward_and_ladj(x, context if part.context_dim else None)  # type: ignore[operator]
             total = total + ladj
         return x, total
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         total = y.new_zeros(y.shape[:-1])
         for part in reversed(self.parts):
-            y, ladj = part.inverse_and_ladj(y, context if part.context_dim else None)
+            y, ladj = part.inverse_and_ladj(y, context if part.context_dim else None)  # type: ignore[operator]
             total = total + ladj
         return y, total
