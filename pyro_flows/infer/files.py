@@ -38,11 +38,12 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
 def save(posterior: Posterior, path: str | Path) -> None:
     """Write a posterior; see :meth:`Posterior.save`."""
     guide, path = posterior.guide, Path(path)
-    named = all(isinstance(option, _PLAIN) for option in guide.config.values())
+    # an option given as an object cannot be written down; the guide itself calls a function "custom" once it is set up
+    named = all(isinstance(option, _PLAIN) and option != "custom" for option in guide.config.values())
     evaluation = asdict(posterior.evaluation)
     content = {
         "format": _FORMAT,
-        "config": dict(guide.config) if named else None,  # options that are objects cannot be written down
+        "config": dict(guide.config) if named else None,
         "dtype": str(guide.standardize.loc.dtype),
         "sites": _sites(guide),
         "guide": {k: v.detach().cpu() for k, v in guide.state_dict().items()},
