@@ -39,11 +39,11 @@ def eight_schools(y: Tensor, sigma: Tensor) -> None:
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-def mean_field(steps: int = 3000) -> dict[str, Tensor]:
+def mean_field(steps: int = 4000) -> dict[str, Tensor]:
     """Draws of stock Pyro's AutoNormal, trained until its ELBO no longer moves."""
     pyro.clear_param_store()
     guide = AutoNormal(eight_schools)
-    optimizer = ClippedAdam({"lr": 0.05, "betas": (0.9, 0.99), "lrd": 0.01 ** (1 / steps)})
+    optimizer = ClippedAdam({"lr": 0.1, "betas": (0.9, 0.99), "lrd": 0.02 ** (1 / steps)})
     svi = SVI(eight_schools, guide, optimizer, Trace_ELBO(num_particles=32, vectorize_particles=True, max_plate_nesting=1))
     for _ in range(steps):
         svi.step(EFFECTS, ERRORS)
