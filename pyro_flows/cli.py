@@ -229,3 +229,7 @@ def _demo(options: argparse.Namespace) -> int:
     print(f"\nlog evidence {posterior.log_evidence}, known value {_REFERENCE_LOG_EVIDENCE}")
     print("Written: eight_schools.nc (arviz.from_netcdf reads it) and eight_schools.png")
     return _POOR if posterior.verdict == "poor" else _OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -164,7 +164,8 @@ class Posterior:
                 is left in a guide that covers the posterior. Some draws may repeat.
 
         Returns:
-            site -> ``(num_samples, *site_shape)``, deterministic sites included.
+            site -> ``(num_samples, *site_shape)``, deterministic sites included. Discrete sites that were summed out
+            are not: ``pyro.infer.infer_discrete`` draws them.
 
         Raises:
             ImportanceError: with ``importance=True``, the weights are too uneven (k-hat above
