@@ -29,6 +29,7 @@ def test_there_are_tutorials():
     assert len(TUTORIALS) >= 2 and all(code(path).strip() for path in TUTORIALS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(path, monkeypatch, tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
