@@ -11,7 +11,6 @@ release = version = pyro_flows.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
-suppress_warnings = ["toc.empty_glob"]  # benchmarks/ has no pages before the first run of the benchmarks
 
 html_theme = "furo"
 html_title = f"pyro_flows {release}"
