@@ -53,7 +53,7 @@ def quietly(vi, *args, **kwargs):
 
 @pytest.fixture(scope="module")
 def schools():
-    return quietly(pf.FlowVI(eight_schools, progress=False, max_steps=800, num_eval=10_000), Y, SIGMA)
+    return quietly(pf.FlowVI(eight_schools, progress=False, max_steps=500, num_eval=10_000), Y, SIGMA)
 
 
 def test_eight_schools_centred(schools):

@@ -34,7 +34,8 @@ class FlowVI:
 
     Args:
         model: a Pyro model.
-        guide: an :class:`~pyro_flows.guides.AutoFlow` of that model; made with ``flow`` and ``affine`` when omitted.
+        guide: an :class:`~pyro_flows.guides.AutoFlow` of that model, trained in place; when omitted each run makes its own, with ``flow`` and
+            ``affine``.
         flow, affine: what guide to make, see :class:`~pyro_flows.guides.AutoFlow`. With ``"auto"`` the flow is trained only where the affine layer
             falls short.
         num_particles: draws a step.
@@ -99,10 +100,10 @@ class FlowVI:
             raise OptionError(f"lr must be positive, got {lr}")
         if dtype not in (torch.float32, torch.float64):
             raise OptionError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.model, self.guide = model, AutoFlow(model, flow=flow, affine=affine) if guide is None else guide
+        self.model, self.guide, self._new_guide = model, guide, lambda: AutoFlow(model, flow=flow, affine=affine)
         self.num_particles, self.max_steps, self.lr, self.seed = num_particles, max_steps, lr, seed
         self.engine, self.warm_start, self.objective, self.dtype = engine, warm_start, objective, dtype
-        self.auto_flow = self.guide.config["flow"] == "auto"
+        self.auto_flow = (guide or self._new_guide()).config["flow"] == "auto"  # bad options are refused here, before any work
         self.progress, self.callbacks, self.num_eval = progress, tuple(callbacks), num_eval
         self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint)
     def run(self, *args: Any, **kwargs: Any) -> Posterior:
@@ -123,7 +124,7 @@ class FlowVI:
                 torch.set_default_dtype(default)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:
-        guide, log_joint = set_up(self.model, self.guide, args, kwargs, self.dtype)
+        guide, log_joint = set_up(self.model, self.guide or self._new_guide(), args, kwargs, self.dtype)
         run = Run(self, guide, log_joint)
         with Progress(self.progress) as bar:
             try:

@@ -83,6 +83,7 @@ class LogJoint:
         reason: why it is ``"loop"``; empty otherwise.
         stochastic: whether the value changes from call to call at the same ``z`` (a subsampled plate, a draw that
             nothing conditions): it is then an unbiased estimate of the log joint at best, and no density.
+        size: how many numbers a trace of one particle holds.
         trace: the trace of the model at one point, for names, shapes and plates.
         enumerated: names of the discrete sites that are summed out.
 
@@ -128,7 +129,8 @@ class LogJoint:
         with seeded(0):
             points = self._probe_points()
             self._read_model(points[0])
-            self._chunk = max(1, max_elements // max(1, self._trace_size()))
+            self.size = self._trace_size()
+            self._chunk = max(1, max_elements // max(1, self.size))
             self.mode = self._choose_mode(points, mode)
 
     def __call__(self, z: Tensor) -> Tensor:

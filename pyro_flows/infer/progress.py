@@ -19,22 +19,24 @@ class Progress:
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
         self._bar: Any = None
+        self._name = ""
 
     def __enter__(self) -> Progress:
-        self._bar = tqdm(disable=not self._enabled, dynamic_ncols=True, unit="step", bar_format="{desc} {n_fmt}/{total_fmt} {elapsed}{postfix}")
+        self._bar = tqdm(disable=not self._enabled, dynamic_ncols=True, bar_format="[{elapsed}] {desc}{postfix}")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def stage(self, name: str, total: int | None = None) -> None:
-        """Start a stage of ``total`` steps."""
-        self._bar.reset(total=total)
+    def stage(self, name: str) -> None:
+        """Start a stage."""
+        self._name = name
+        self._bar.set_postfix_str("", refresh=False)
         self._bar.set_description_str(name)
 
     def step(self, step: int, total: int, elbo: float, spread: float) -> None:
         """Show where the stage is."""
-        self._bar.total, self._bar.n = total, step
+        self._bar.set_description_str(f"{self._name} {step}/{total}", refresh=False)
         self._bar.set_postfix_str(f"ELBO {elbo:.3f}, spread {spread**0.5:.3f}")
 
     def done(self, text: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +30,20 @@ logger = logging.getLogger("pyro_flows")
 _AFFINE_LR = 2e-2
 _AFFINE_ROUNDS, _AFFINE_PARTICLES = 4, 64
 _KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")  # in a checkpoint
+_PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
 _COMPARE = 4096  # common draws that decide between the affine stage and the flow
+
+
+@contextmanager
+def _threads(elements: int) -> Iterator[None]:
+    """One thread while a step is small: starting threads for it costs more than they do, and much more on a busy machine."""
+    before = torch.get_num_threads()
+    if elements < _PARALLEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Run:
@@ -57,6 +72,10 @@ class Run:
     def train(self, bar: Progress) -> None:
         """Run the stages that are not finished yet."""
         self._load()
+        with _threads(self.log_joint.size * self.options.num_particles):
+            self._run_stages(bar)
+
+    def _run_stages(self, bar: Progress) -> None:
         for name, stage in (("warm start", self._warm_start), ("affine", self._affine), ("flow", self._flow)):
             if name not in self.finished:
                 bar.stage(name)
