@@ -20,7 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from zoo import SEAM, UNIVARIATES, ZOO, Instance, fresh, perturbed
 
 import pyro_flows as pf
-from pyro_flows.errors import DtypeError, ShapeError
+from pyro_flows import transforms as T
+from pyro_flows.errors import DtypeError, OptionError, ShapeError
 from pyro_flows.transforms import Compose, Coupling, FlowTransform
 
 WAYS = ("forward_and_ladj", "inverse_and_ladj")
@@ -706,6 +707,59 @@ def test_errors_of_condition(case):
     for wrong in (case.context(4).long(), case.context(4).float()):
         with pytest.raises(DtypeError):
             transform.condition(wrong)
+
+
+_f, _eye = UNIVARIATES["affine"], torch.eye(2)
+BROKEN = {
+    "dim-zero": (lambda: T.Affine(0), ShapeError),
+    "dim-float": (lambda: T.TriangularLinear(2.0), ShapeError),
+    "context-negative": (lambda: T.Elementwise(_f, 2, -1), ShapeError),
+    "moved-nothing": (lambda: T.Coupling(_f, 2, torch.zeros(2).bool()), ShapeError),
+    "moved-size": (lambda: T.Coupling(_f, 2, torch.ones(3).bool()), ShapeError),
+    "moved-dtype": (lambda: T.Coupling(_f, 2, torch.ones(2)), ShapeError),
+    "hidden": (lambda: T.Coupling(_f, 2, hidden_features=(0,)), OptionError),
+    "direction": (lambda: T.Autoregressive(_f, 2, "forward"), OptionError),
+    "order-repeats": (lambda: T.Autoregressive(_f, 2, order=torch.tensor([0, 0])), ShapeError),
+    "order-size": (lambda: T.Autoregressive(_f, 2, order=torch.arange(3)), ShapeError),
+    "permutation-repeats": (lambda: T.Permutation(torch.tensor([1, 1])), ShapeError),
+    "permutation-shape": (lambda: T.Permutation(torch.tensor([[0, 1]])), ShapeError),
+    "permutation-empty": (lambda: T.Permutation(torch.arange(0)), ShapeError),
+    "lu-permutation": (lambda: T.LULinear(2, torch.tensor([0, 2])), ShapeError),
+    "rank-zero": (lambda: T.LowRankLinear(3, 0), OptionError),
+    "rank-large": (lambda: T.LowRankLinear(3, 4), OptionError),
+    "scale-shape": (lambda: T.Standardize(torch.zeros(2), torch.eye(3)), ShapeError),
+    "scale-sign": (lambda: T.Standardize(torch.zeros(2), -_eye), ShapeError),
+    "scale-set": (lambda: T.Standardize(torch.zeros(2), _eye).set(torch.zeros(3), _eye), ShapeError),
+    "parts-none": (lambda: T.Compose([]), OptionError),
+    "parts-stock": (lambda: T.Compose([torch.distributions.ExpTransform()]), OptionError),
+    "parts-dims": (lambda: T.Compose([T.Affine(2), T.Affine(3)]), ShapeError),
+    "parts-contexts": (lambda: T.Compose([T.Affine(2, 1), T.Affine(2, 2)]), ShapeError),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_options_are_refused(what):
+    make, error = BROKEN[what]
+    with pytest.raises(error):
+        make()
+
+
+def test_linear_layers_are_their_matrices():
+    for case in (c for c in ZOO if c.id in ("triangular", "lu", "low-rank")):
+        layer, x = perturbed(case), case.points(7)
+        y, ladj = layer.forward_and_ladj(x)
+        close(y, x @ layer.weight().mT + layer.shift)
+        close(ladj, torch.linalg.slogdet(layer.weight())[1].expand(7))
+        close(layer.logabsdet(), ladj[0])
+
+
+def test_standardize_can_be_set():
+    layer, x = T.Standardize(torch.zeros(2), _eye), torch.randn(5, 2)
+    y = layer(x)
+    layer.set(torch.ones(2), 2 * _eye)
+    close(layer.inv(y), (x - 1) / 2, 1e-6)
+    close(layer(x), 2 * x + 1, 1e-6)
+    assert not list(layer.parameters())
 
 
 @pytest.mark.parametrize("kept", list(product((False, True), repeat=3)), ids=str)

@@ -13,8 +13,9 @@ import torch
 from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
 from ..guides import AutoFlow
+from .context import running, seeded
 from .inputs import converted
-from .log_joint import LogJoint, running, seeded
+from .log_joint import LogJoint
 
 if TYPE_CHECKING:
     from .posterior import Posterior

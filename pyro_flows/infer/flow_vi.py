@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from ..errors import ConvergenceWarning, ModelError, OptionError
 from ..guides import AutoFlow
 from .checkpoint import Checkpoint
+from .context import running, seeded
 from .engine import ENGINES
 from .inputs import check_inputs, converted, set_up
 from .objectives import OBJECTIVES
@@ -109,19 +109,8 @@ class FlowVI:
     def run(self, *args: Any, **kwargs: Any) -> Posterior:
         """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""
         check_inputs(args, kwargs)
-        with self._seeded():
+        with seeded(self.seed), running(self.dtype, validate=True):
             return self._run(converted(args, self.dtype), converted(kwargs, self.dtype))
-
-    @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        default = torch.get_default_dtype()
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            torch.set_default_dtype(self.dtype)
-            try:
-                yield
-            finally:
-                torch.set_default_dtype(default)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:
         guide, log_joint = set_up(self.model, self.guide or self._new_guide(), args, kwargs, self.dtype)

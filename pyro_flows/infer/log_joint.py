@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution, Unit
@@ -16,38 +14,14 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ..errors import ModelError, OptionError, ShapeError
+from .context import running, seeded
 from .enumeration import EnumeratedDensity, TraceableEnum
 
 __all__ = ["LogJoint"]
 
 Tensors = dict[str, Tensor]
-
-
-@contextmanager
-def running(dtype: torch.dtype, validate: bool = False) -> Iterator[None]:
-    """What a model runs in: the fit's dtype as default, and, unless ``validate``, no checks of arguments.
-
-    Pyro's and torch's checks branch on values, which ``vmap`` refuses. All is put back at the end.
-    """
-    checks, default = Distribution._validate_args, torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(dtype)
-        with pyro.validation_enabled(validate and pyro.infer.util.is_validation_enabled()):
-            yield
-    finally:
-        torch.set_default_dtype(default)
-        Distribution.set_default_validate_args(checks)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers from a seed, and the user's stream of them left where it was."""
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def is_deterministic(site: Mapping[str, Any]) -> bool:

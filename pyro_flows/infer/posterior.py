@@ -12,8 +12,9 @@ from torch import Tensor
 from ..diagnostics import Estimate, Evaluation
 from ..errors import OptionError
 from ..guides import AutoFlow
+from .context import running, seeded
 from .draws import evaluate_guide, log_prob, resample
-from .log_joint import LogJoint, running, seeded
+from .log_joint import LogJoint
 from .predictive import simulate
 
 if TYPE_CHECKING:

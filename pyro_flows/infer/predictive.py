@@ -15,7 +15,8 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ..errors import ModelError
-from .log_joint import is_deterministic, running
+from .context import running
+from .log_joint import is_deterministic
 
 __all__ = ["simulate"]
 
