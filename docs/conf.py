@@ -6,6 +6,7 @@ import pyro_flows
 
 project = "pyro_flows"
 author = "the pyro_flows developers"
+copyright = "2026, the pyro_flows developers"
 release = version = pyro_flows.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]

@@ -263,6 +263,8 @@ class Posterior:
     def plot(self, path: str | Path | None = None, num_samples: int = 4000) -> Figure:
         """One figure: the ELBO's course, the tail of the weights, marginals, and the most telling pairs.
 
+        A notebook shows the returned figure as a cell's last value; in a script give ``path``, or call its ``savefig``.
+
         Args:
             path: where to save it as well, such as ``"posterior.png"``.
             num_samples: draws shown.
@@ -304,5 +306,5 @@ class Posterior:
         lines = [f"Posterior of {shapes}{more} ({self.guide.latent_dim} dimensions)"]
         lines += ["  " + line for line in str(self.evaluation).splitlines()]
         lines += ["  warning: " + line for line in self.warnings]
-        lines += [] if self.converged else ["  the training did not converge: raise max_steps"]
+        lines += [] if self.converged else ["  the training was still gaining when it ended: a larger max_steps may help"]
         return "\n".join(lines)

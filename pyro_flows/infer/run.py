@@ -127,7 +127,7 @@ class Run:
         foldable = isinstance(guide.affine, TriangularLinear)
         schedule = Schedule(max_steps=1000, lr=_AFFINE_LR, target=self.target)
         if foldable:
-            schedule = Schedule(max_steps=300, lr=_AFFINE_LR, target=self.target, patience=2, progress=0.1, fall=0.3, cycles=1)
+            schedule = Schedule(max_steps=min(300, self.options.max_steps), lr=_AFFINE_LR, target=self.target, patience=2, progress=0.1, fall=0.3, cycles=1)
         for i in range(self.rounds, _AFFINE_ROUNDS if foldable else 1):
             trainer = self._train("affine", flow, particles, schedule, bar)
             self.converged, self.rounds, self.resumed = trainer.converged, i + 1, {}

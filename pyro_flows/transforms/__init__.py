@@ -1,4 +1,4 @@
-"""Bijections of R^D as Pyro ``TransformModule`` s, one family a file; :mod:`~pyro_flows.transforms.base` holds the contract."""
+"""Bijections of R^D as Pyro transform modules, one family a file; :mod:`~pyro_flows.transforms.base` holds the contract."""
 
 from .affine import Affine
 from .autoregressive import Autoregressive
