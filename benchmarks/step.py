@@ -51,7 +51,7 @@ def flowvi(task: Task, flow: str | None, name: str, expected_steps: int) -> tupl
     step = build_step(flat_flow, LogJoint(task.model, guide, task.args, task.kwargs), "path", PARTICLES)
     flat = torch.nn.Parameter(flat_flow.read())
     engine = prepare(step, (flat.detach(), base.sample((PARTICLES,))), name, expected_steps)
-    adam = torch.optim.Adam([flat], lr=1e-3)
+    adam = torch.optim.Adam([flat], lr=1e-3, fused=True)
 
     def run() -> None:
         with torch.no_grad():

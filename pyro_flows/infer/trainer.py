@@ -77,7 +77,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.flat = torch.nn.Parameter(self.start.clone())
         self.best_flat = self.start.clone()
-        self.adam = torch.optim.Adam([self.flat], lr=self.schedule.lr, betas=(0.9, 0.99))
+        self.adam = torch.optim.Adam([self.flat], lr=self.schedule.lr, betas=(0.9, 0.99), fused=True)
 
     @property
     def last_step(self) -> int:
