@@ -188,6 +188,9 @@ def test_context_batches(recipe):
         x = torch.randn(*batch, 3).double()
         rows = [flow(c).log_prob(v) for c, v in zip(context.view(-1, 2), x.view(-1, 3), strict=True)]
         torch.testing.assert_close(d.log_prob(x), torch.stack(rows).view(batch))
+        z, ladj = flow.transform.inverse_and_ladj(x, context)
+        torch.testing.assert_close(d.log_prob(x), dist.Normal(0, 1).log_prob(z).sum(-1) + ladj)
+        assert (d.log_prob(x) - flow(context + 1).log_prob(x)).abs().min() > 1e-4
     x = torch.randn(6, 1, 3).double()
     assert flow(given(2, 4)[0]).log_prob(x).shape == (6, 4)
 

@@ -104,6 +104,8 @@ def test_affine_scale_is_clamped(bound):
     torch.testing.assert_close(log_slope[5], raw[5], rtol=1e-4, atol=0)  # slope one at zero
     torch.testing.assert_close(y, log_slope.exp() + 3)
     torch.testing.assert_close(soft_clamp(raw, bound), log_slope)
+    beyond = torch.tensor(2 * bound).double().requires_grad_()  # a parameter past the bound still learns
+    torch.testing.assert_close(torch.autograd.grad(soft_clamp(beyond, bound), beyond)[0].item(), 1 / math.cosh(2) ** 2)
 
 
 @pytest.mark.parametrize("bound", (0.0, -1.0, math.nan))
