@@ -13,7 +13,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.conditional import ConditionalTransformedDistribution
+from pyro.distributions.conditional import ConditionalTransform, ConditionalTransformedDistribution
+from pyro.nn.module import PyroModule, to_pyro_module_
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -510,6 +511,18 @@ def test_inverse_trains(case):
         losses.append(loss.detach())
     assert losses[-1] < losses[0]
     assert any(not torch.equal(a, b) for a, b in zip(before, transform.parameters(), strict=True))
+
+
+@both_ways
+@each(ZOO)
+def test_pyro_module(case, way):
+    """Pyro can make the parameters random: the conversion changes classes and nothing else."""
+    transform, x, context = perturbed(case), case.points(6), case.context(6)
+    expected = getattr(transform, way)(x, context)
+    to_pyro_module_(transform)
+    assert isinstance(transform, PyroModule) and isinstance(transform, FlowTransform) and isinstance(transform, ConditionalTransform)
+    for got, value in zip(getattr(transform, way)(x, context), expected, strict=True):
+        assert torch.equal(got, value)
 
 
 @each(ZOO)

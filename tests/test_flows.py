@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn.module import PyroSample, to_pyro_module_
 from scipy import stats
 from torch import Tensor, nn
 
@@ -240,6 +241,17 @@ def test_stock_inference_runs(recipe, context_dim):
     )
     losses = [svi.step() for _ in range(30)]
     assert all(map(math.isfinite, losses)) and sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_parameters_can_be_random():
+    flow = build("realnvp", 2, transforms=2)
+    to_pyro_module_(flow)
+    for name, p in list(flow.transform[0].net[0].named_parameters()):
+        prior = dist.Normal(torch.zeros_like(p), 1.0).to_event(p.dim())
+        setattr(flow.transform[0].net[0], name, PyroSample(prior))
+    first, second = (pyro.poutine.trace(lambda: flow().log_prob(torch.ones(2).double())).get_trace() for _ in range(2))
+    assert {name for name, site in first.nodes.items() if site["type"] == "sample"} == {f"transform.parts.0.net.0.{k}" for k in ("weight", "bias")}
+    assert first.nodes["_RETURN"]["value"] != second.nodes["_RETURN"]["value"]
 
 
 def test_distribution_is_pyros():

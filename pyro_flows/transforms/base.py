@@ -146,7 +146,7 @@ class _Cached(Transform):
         return new
 
 
-class FlowTransform(_Cached, TransformModule, ConditionalTransform):
+class FlowTransform(_Cached, TransformModule):
     """A bijection of ``R^D``, conditional on a context when ``context_dim > 0``.
 
     Args:
@@ -246,6 +246,10 @@ class FlowTransform(_Cached, TransformModule, ConditionalTransform):
         return f"dim={self.dim}" + (f", context_dim={self.context_dim}" if self.context_dim else "")
 
     __repr__ = nn.Module.__repr__
+
+
+# Registered, not inherited: its metaclass would clash with PyroModule's (pyro.nn.module.to_pyro_module_).
+ConditionalTransform.register(FlowTransform)
 
 
 class Inverse(FlowTransform):
