@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vjp
 
 from ..distributions import Flow
 from ..errors import OptionError
+from ..transforms import Standardize
 
 __all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step"]
 
@@ -44,34 +45,40 @@ class _Ends(nn.Module):
 class FlatFlow:
     """A flow as functions of one flat parameter vector, so that optimizers and graphs handle a single tensor.
 
+    The location and scale of a :class:`~pyro_flows.transforms.Standardize` ride along at the end, with zero gradients: a captured graph takes them as
+    inputs, and so stays good when they change.
+
     Args:
-        flow: the flow; its buffers are read when a function runs, its parameters never.
+        flow: the flow.
     """
 
     def __init__(self, flow: Flow) -> None:
         self.flow, self._ends = flow, _Ends(flow)
-        self._names = [name for name, p in self._ends.named_parameters() if p.requires_grad]
-        self._shapes = [p.shape for p in self._ends.parameters() if p.requires_grad]
-        self._sizes = [shape.numel() for shape in self._shapes]
+        fixed = [b for m in self._ends.modules() if isinstance(m, Standardize) for b in m.buffers()]
+        self._learned = [name for name, p in self._ends.named_parameters() if p.requires_grad]
+        tensors = dict(self._ends.named_parameters()) | {n: b for n, b in self._ends.named_buffers() if any(b is f for f in fixed)}
+        self._tensors = {n: t for n, t in tensors.items() if n in self._learned or not t.requires_grad}
+        self._sizes = [t.numel() for t in self._tensors.values()]
 
     def read(self) -> Tensor:
         """The flow's parameters as one vector, a copy."""
-        parts = [p.detach().reshape(-1) for p in self._ends.parameters() if p.requires_grad]
-        return torch.cat(parts) if parts else torch.zeros(0)
+        return self.flatten({n: t.detach() for n, t in self._tensors.items()}, self._tensors)
 
     @torch.no_grad()
     def write(self, flat: Tensor) -> None:
         """Put a vector back into the flow's parameters."""
-        for p, part in zip((p for p in self._ends.parameters() if p.requires_grad), flat.split(self._sizes), strict=True):
-            p.copy_(part.view_as(p))
+        for t, part in zip(self._tensors.values(), flat.split(self._sizes), strict=True):
+            t.copy_(part.view_as(t))
 
     def unflatten(self, flat: Tensor) -> Parameters:
         """The parameters by name, as views of the vector."""
-        return {n: part.view(s) for n, part, s in zip(self._names, flat.split(self._sizes), self._shapes, strict=True)}
+        return {n: part.view(t.shape) for (n, t), part in zip(self._tensors.items(), flat.split(self._sizes), strict=True)}
 
-    def flatten(self, parameters: Parameters) -> Tensor:
-        """One vector from parameters (or gradients) by name."""
-        return torch.cat([parameters[n].reshape(-1) for n in self._names])
+    def flatten(self, values: Parameters, names: Iterable[str] | None = None) -> Tensor:
+        """One vector from gradients by name, zero where nothing is learned; from all values of ``names`` where they are given."""
+        kept = set(self._learned if names is None else names)
+        parts = [values[n].reshape(-1) if n in kept else torch.zeros_like(t).reshape(-1) for n, t in self._tensors.items()]
+        return torch.cat(parts) if parts else torch.zeros(0)
 
     def apply(self, parameters: Parameters, direction: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """The flow's forward or inverse map, with its ladj."""

@@ -127,7 +127,8 @@ class Run:
         foldable = isinstance(guide.affine, TriangularLinear)
         schedule = Schedule(max_steps=1000, lr=_AFFINE_LR, target=self.target)
         if foldable:
-            schedule = Schedule(max_steps=min(300, self.options.max_steps), lr=_AFFINE_LR, target=self.target, patience=2, progress=0.1, fall=0.3, cycles=1)
+            steps = min(300, self.options.max_steps)
+            schedule = Schedule(steps, _AFFINE_LR, target=self.target, patience=2, progress=0.1, fall=0.3, cycles=1)
         for i in range(self.rounds, _AFFINE_ROUNDS if foldable else 1):
             trainer = self._train("affine", flow, particles, schedule, bar)
             self.converged, self.rounds, self.resumed = trainer.converged, i + 1, {}
@@ -189,9 +190,10 @@ class Run:
         flat_flow, base = FlatFlow(flow), flow.base()
         step = build_step(flat_flow, self.log_joint, self.options.objective, particles)
         start = flat_flow.read()
-        wanted = self.resumed.get("engine", self.options.engine)
-        engine = prepare(step, (start, base.sample((particles,))), wanted, schedule.max_steps, self._obstacle)
-        self.engines[name] = engine
+        if name not in self.engines:
+            wanted = self.resumed.get("engine", self.options.engine)
+            self.engines[name] = prepare(step, (start, base.sample((particles,))), wanted, schedule.max_steps, self._obstacle)
+        engine = self.engines[name]
         trainer = Trainer(engine, lambda: base.sample((particles,)), start, schedule)
         if "trainer" in self.resumed:
             trainer.restore(self.resumed["trainer"])
