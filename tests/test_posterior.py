@@ -113,7 +113,7 @@ def test_repr_says_what_and_how_good(exact):
     text = repr(exact)
     for part in ("a, b[3]", "4 dimensions", "ELBO", "verdict: good", "several seeds"):
         assert part in text
-    assert "did not converge" in repr(fitted(converged=False)) and "beware" in repr(fitted(warnings=["beware"]))
+    assert "still gaining" in repr(fitted(converged=False)) and "beware" in repr(fitted(warnings=["beware"]))
 
 
 # Draws and densities ----------------------------------------------------------------------------------------------
