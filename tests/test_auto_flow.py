@@ -342,6 +342,11 @@ def looped():
         pyro.sample(f"x{i}", dist.Normal(0.0, 1.0))
 
 
+def bounded():
+    a = pyro.sample("a", dist.HalfNormal(1.0))
+    pyro.sample("x", dist.Uniform(0.0, a))
+
+
 def starts_at(fn, value):
     return lambda: AutoFlow(prior(fn), init_loc_fn=init_to_value(values={"x": torch.as_tensor(value)})).setup()
 
@@ -354,6 +359,7 @@ ERRORS = {
     "matrix": (lambda: AutoFlow(prior(improper(own.positive_definite, 2, 2))).setup(), SupportError, "'x'.*LKJCholesky"),
     "local": (lambda: AutoFlow(local).setup(), ModelError, "'x' lies in plate 'rows', which subsamples 4 of 10"),
     "looped": (lambda: AutoFlow(looped).setup(), ModelError, "'x0' lies in plate 'rows', which is looped over"),
+    "moving support": (lambda: AutoFlow(bounded).setup(), SupportError, "support of latent site 'x' depends.*fixed support"),
     "flow name": (lambda: X3(flow="nfs"), OptionError, "flow='nfs'.*nsf"),
     "flow type": (lambda: X3(flow=3), OptionError, "flow must be .* got int"),
     "flow result": (lambda: X3(flow=lambda d: d).setup(), OptionError, "flow= must give .* got int"),
@@ -382,10 +388,10 @@ def test_errors_name_the_fault_and_the_remedy(case):
 
 
 def test_a_guide_whose_set_up_failed_fails_again():
-    guide = X3(flow=small(4))
-    for _ in range(2):
-        with pytest.raises(ShapeError):
-            guide()
+    for guide in (X3(flow=small(4)), AutoFlow(bounded)):
+        for _ in range(2):
+            with pytest.raises((ShapeError, SupportError)):
+                guide()
 
 
 def test_the_remedies_work():

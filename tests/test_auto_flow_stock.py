@@ -6,9 +6,10 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, Predictive, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDiscreteParallel, AutoGuideList, AutoNormal
 from pyro.infer.reparam import NeuTraReparam
+from pyro.optim import ClippedAdam
 from test_auto_flow_elbos import NOISE, OBSERVED, SLOPES, N, data, eight_schools, exact, fit, linear, mixture, perturbed, small, solve
 
 from pyro_flows import AutoFlow
@@ -88,3 +89,14 @@ def test_neutra_and_nuts_find_the_posterior():
     x = neutra.transform_sample(mcmc.get_samples()["x_shared_latent"])["x"]
     sd = (tril @ tril.T).diagonal().sqrt()
     assert x.shape == (150, 2) and bool(((x.mean(0) - mean).abs() < 0.4 * sd).all()) and bool(((x.std(0) / sd).log().abs() < 0.35).all())
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_the_default_flow_survives_one_particle_with_the_documented_rates(seed):
+    torch.set_default_dtype(torch.float32)
+    pyro.set_rng_seed(seed)
+    guide = AutoFlow(eight_schools)
+    optimizer = ClippedAdam(lambda name: {"lr": 1e-3 if ".net." in name else 1e-2, "clip_norm": 10.0})
+    train = SVI(eight_schools, guide, optimizer, Trace_ELBO())
+    losses = torch.tensor([train.step(*data()) for _ in range(120)])
+    assert bool(losses.isfinite().all()) and losses[-40:].median() < losses[:10].median() - 8.0

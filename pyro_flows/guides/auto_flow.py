@@ -18,7 +18,7 @@ from ..distributions import Flow, FlowDistribution, Gaussian, StudentT
 from ..errors import OptionError, ParamStoreError, ShapeError
 from ..transforms import Affine, Compose, FlowTransform, LowRankLinear, Standardize, TriangularLinear
 from .pushforward import AsPushforward
-from .sites import LatentSite, init_to_typical, pack, read_sites, unpack, unpack_ladj
+from .sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj
 
 __all__ = ["AutoFlow"]
 
@@ -59,9 +59,12 @@ class AutoFlow(AutoContinuous):
 
     Parameters exist after the first call or after :meth:`setup`. Cost of a draw: one pass of the flow.
 
+    In stock ``SVI`` let the nets take smaller steps than the affine layer, since a step of Adam moves all weights of a net at once, and clip them:
+    ``ClippedAdam(lambda name: {"lr": 1e-3 if ".net." in name else 1e-2, "clip_norm": 10.0})``. With few particles one rate of 1e-2 diverges.
+
     Raises:
         ModelError: the model has no latent site, or one inside a subsampled or sequential plate, or that starts outside its support.
-        SupportError: a site is discrete and not enumerated, or has no bijection from the reals.
+        SupportError: a site is discrete and not enumerated, or its support has no bijection from the reals, or depends on other sites.
         OptionError: an unknown ``flow``, ``affine`` or ``base``.
         ShapeError: a ``flow`` or ``base`` of another dimension than the model's.
         ParamStoreError: another guide's parameters stand under the same names in Pyro's parameter store.
@@ -76,6 +79,8 @@ class AutoFlow(AutoContinuous):
         >>> guide()["x"].shape
         torch.Size([3])
     """
+
+    prototype_trace: Any
 
     def __init__(
         self,
@@ -108,9 +113,14 @@ class AutoFlow(AutoContinuous):
         sites = read_sites(trace.iter_stochastic_nodes())  # before the parent's own, terser errors
         loc = pack(sites, {s.name: trace.nodes[s.name]["value"] for s in sites})
         flow = self._build(loc.detach())
+        for name, value in unpack(sites, loc + 0.1).items():  # the parent's run stands elsewhere, and shows whether a support moves
+            trace.nodes[name]["value"] = value
         with torch.no_grad(), _replaying(self, trace):
             super()._setup_prototype(*args, **kwargs)
-        self.sites, self.flow = sites, flow
+        prototype = self.prototype_trace
+        self.prototype_trace = None  # not set up, if what follows fails
+        check_fixed(sites, loc, prototype.nodes)
+        self.prototype_trace, self.sites, self.flow = prototype, sites, flow
         self.config = {k: "custom" if callable(v) else v for k, v in self.config.items()}  # a lambda has done its work, and cannot be pickled
 
     def _build(self, loc: Tensor) -> Flow:

@@ -114,6 +114,17 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]]) -> list[LatentSite]:
     return sites
 
 
+def check_fixed(sites: Iterable[LatentSite], z: Tensor, nodes: dict[str, dict[str, Any]]) -> None:
+    """Raise a ``SupportError`` if a site's support is another one in the trace of another point: no fixed bijection is right then."""
+    for s in sites:
+        u = z[s.start : s.stop].reshape(s.unconstrained_shape)
+        if not torch.allclose(biject_to(nodes[s.name]["fn"].support)(u), s.bijection(u)):
+            raise SupportError(
+                f"the support of latent site {s.name!r} depends on other latent sites: draw it on a fixed support and transform it in the model, "
+                f"as in {s.name} = upper * pyro.sample('{s.name}_unit', dist.Uniform(0, 1))"
+            )
+
+
 def unpack(sites: Iterable[LatentSite], z: Tensor) -> dict[str, Tensor]:
     """Constrained values by site, each ``(*batch, *site_shape)``, from unconstrained vectors ``(*batch, d)``."""
     return {s.name: s.bijection(z[..., s.start : s.stop].reshape(z.shape[:-1] + s.unconstrained_shape)) for s in sites}
