@@ -4,10 +4,10 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench clean .venv
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z.]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: .venv/.made ## fit a small model and show its posterior
 	$(BIN)/pyro-flows demo
@@ -35,6 +35,8 @@ clean: ## remove what was built, the environment included
 	$(PYTHON) -m venv .venv
 	$(INSTALL) -e '.[test]'
 	touch $@
+
+.venv: .venv/.made ## make the environment
 
 # An extra is installed on top, with the same pins.
 .venv/.docs .venv/.bench: .venv/.%: .venv/.made

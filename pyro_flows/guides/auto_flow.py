@@ -113,15 +113,25 @@ class AutoFlow(AutoContinuous):
         sites = read_sites(trace.iter_stochastic_nodes())  # before the parent's own, terser errors
         loc = pack(sites, {s.name: trace.nodes[s.name]["value"] for s in sites})
         flow = self._build(loc.detach())
-        for name, value in unpack(sites, loc + 0.1).items():  # the parent's run stands elsewhere, and shows whether a support moves
-            trace.nodes[name]["value"] = value
         with torch.no_grad(), _replaying(self, trace):
             super()._setup_prototype(*args, **kwargs)
         prototype = self.prototype_trace
         self.prototype_trace = None  # not set up, if what follows fails
-        check_fixed(sites, loc, prototype.nodes)
+        self._check_supports(sites, trace, loc + 0.1, args, kwargs)
         self.prototype_trace, self.sites, self.flow = prototype, sites, flow
         self.config = {k: "custom" if callable(v) else v for k, v in self.config.items()}  # a lambda has done its work, and cannot be pickled
+
+    @torch.no_grad()
+    def _check_supports(self, sites: list[LatentSite], trace: poutine.Trace, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at the supports from another point: no fixed bijection is right for one that moves."""
+        for name, value in unpack(sites, z).items():
+            trace.nodes[name]["value"] = value
+        try:
+            with poutine.block(), pyro.validation_enabled(False):
+                moved = poutine.trace(poutine.replay(self.model, trace=trace)).get_trace(*args, **kwargs)
+        except Exception:  # a model that cannot stand there says nothing about its supports
+            return
+        check_fixed(sites, z, moved.nodes)
 
     def _build(self, loc: Tensor) -> Flow:
         dim = loc.numel()
