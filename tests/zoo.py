@@ -60,6 +60,7 @@ def perturbed(case: Instance, dtype: torch.dtype = torch.float64, seed: int = 0)
 UNIVARIATES = {
     "shift": U.Shift(),
     "affine": U.Affine(),
+    "sinh-arcsinh": U.SinhArcsinh(),
     "spline": U.RationalQuadraticSpline(bins=4, bound=SEAM),
 }
 

@@ -17,6 +17,7 @@ from .. import flows
 from ..distributions import Flow, FlowDistribution, Gaussian, StudentT
 from ..errors import OptionError, ParamStoreError, ShapeError
 from ..transforms import Affine, Compose, FlowTransform, LowRankLinear, Standardize, TriangularLinear
+from .default_flow import default_flow
 from .pushforward import AsPushforward
 from .sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj
 
@@ -25,14 +26,6 @@ __all__ = ["AutoFlow"]
 FlowSpec = str | Flow | FlowTransform | Callable[[int], Flow | FlowTransform] | None
 BASES: dict[str, Callable[[int], nn.Module]] = {"normal": Gaussian, "student_t": StudentT}
 _FULL_RANK_UP_TO, _LOW_RANK_UP_TO = 300, 2000
-
-
-def _default_flow(dim: int) -> Flow:
-    """Eight affine couplings, as wide as the dimension asks for; a spline where there is nothing to couple."""
-    if dim == 1:
-        return flows.nsf(1, transforms=1, bins=12)
-    width = min(max(32, 8 * round(dim / 2)), 128)
-    return flows.realnvp(dim, transforms=8, hidden_features=(width, width))
 
 
 def _hidden(msg: dict[str, Any]) -> bool:
@@ -112,7 +105,7 @@ class AutoFlow(AutoContinuous):
             trace = poutine.trace(poutine.block(self.model, self._prototype_hide_fn)).get_trace(*args, **kwargs)
         sites = read_sites(trace.iter_stochastic_nodes())  # before the parent's own, terser errors
         loc = pack(sites, {s.name: trace.nodes[s.name]["value"] for s in sites})
-        flow = self._build(loc.detach())
+        flow = self._build(sites, loc.detach())
         with torch.no_grad(), _replaying(self, trace):
             super()._setup_prototype(*args, **kwargs)
         prototype = self.prototype_trace
@@ -133,9 +126,9 @@ class AutoFlow(AutoContinuous):
             return
         check_fixed(sites, z, moved.nodes)
 
-    def _build(self, loc: Tensor) -> Flow:
+    def _build(self, sites: list[LatentSite], loc: Tensor) -> Flow:
         dim = loc.numel()
-        inner = self._build_inner(dim)
+        inner = default_flow(sites, dim) if self.config["flow"] == "auto" else self._build_inner(dim)
         layers = [] if inner is None else [inner.transform if isinstance(inner, Flow) else inner]
         layers += [self._build_affine(dim), Standardize(loc, torch.eye(dim, dtype=loc.dtype, device=loc.device))]
         make = self.config["base"]
@@ -148,7 +141,7 @@ class AutoFlow(AutoContinuous):
     def _build_inner(self, dim: int) -> Flow | FlowTransform | None:
         spec: Any = self.config["flow"]
         if isinstance(spec, str):
-            spec = _default_flow if spec == "auto" else getattr(flows, spec)
+            spec = getattr(flows, spec)
         inner = spec if spec is None or isinstance(spec, (Flow, FlowTransform)) else spec(dim)
         if inner is None:
             return None

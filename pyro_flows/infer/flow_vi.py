@@ -76,7 +76,7 @@ class FlowVI:
         affine: str = "auto",
         num_particles: int = 128,
         max_steps: int = 2000,
-        lr: float = 2e-3,
+        lr: float = 4e-3,
         seed: int = 0,
         engine: str = "auto",
         warm_start: bool = True,
@@ -107,6 +107,7 @@ class FlowVI:
         self.auto_flow = (guide or self._new_guide()).config["flow"] == "auto"  # bad options are refused here, before any work
         self.progress, self.callbacks, self.num_eval = progress, tuple(callbacks), num_eval
         self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint)
+
     def run(self, *args: Any, **kwargs: Any) -> Posterior:
         """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""
         check_inputs(args, kwargs)

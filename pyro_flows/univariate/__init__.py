@@ -2,6 +2,7 @@
 
 from .affine import Affine, Shift, soft_clamp
 from .base import Univariate
+from .sinh_arcsinh import SinhArcsinh
 from .spline import RationalQuadraticSpline
 
-__all__ = ["Univariate", "Shift", "Affine", "RationalQuadraticSpline", "soft_clamp"]
+__all__ = ["Univariate", "Shift", "Affine", "RationalQuadraticSpline", "SinhArcsinh", "soft_clamp"]

@@ -1,0 +1,51 @@
+"""The flow that AutoFlow uses when none is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import flows
+from ..distributions import Flow
+from ..transforms import Compose, Coupling, Elementwise
+from ..univariate import Affine, SinhArcsinh
+from .sites import LatentSite
+
+__all__ = ["default_flow"]
+
+_DEEP = 64  # dimensions from which more layers do more good than wide nets
+
+
+def _is_global(sites: Sequence[LatentSite], dim: int) -> Tensor | None:
+    """Which coordinates belong to the model's upper level, ``(d,)``, or ``None`` where it has one level only.
+
+    Sites outside all plates stand above those inside; a model that has only one kind is divided into single numbers and vectors.
+    """
+    for upper in (lambda s: not s.plates, lambda s: s.stop - s.start == 1):
+        mask = torch.zeros(dim, dtype=torch.bool)
+        for site in sites:
+            mask[site.start : site.stop] = upper(site)
+        if mask.any() and not mask.all():
+            return mask
+    return None
+
+
+def default_flow(sites: Sequence[LatentSite], dim: int) -> Flow:
+    """Affine couplings and one sinh-arcsinh layer: first, and last, from the model's upper level to what depends on it, in between by halves.
+
+    Funnels and other hierarchies are couplings of the first kind exactly: location and scale of the lower level given the upper one. A single
+    coordinate, which has nothing to couple, gets a spline.
+    """
+    if dim == 1:
+        return flows.nsf(1, transforms=1, bins=12)
+    deep = dim > _DEEP
+    width = (32, 32) if deep else (min(max(32, 8 * round(dim / 2)), 64),) * 2
+    upper = _is_global(sites, dim)
+    halves = flows.realnvp(dim, transforms=12 if deep else 6, hidden_features=width).transform
+    if upper is None:
+        upper = torch.arange(dim) < dim // 2
+    down, up = ~upper, upper  # which coordinates move
+    moves = [Coupling(Affine(), dim, moved, hidden_features=width) for moved in (down, up, down)]
+    return Flow(dim, Compose([*moves[:2], halves, moves[2], Elementwise(SinhArcsinh(), dim)]))
