@@ -70,7 +70,7 @@ def weighted(outputs: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def test_every_transform_is_registered():
-    public = {getattr(pf.transforms, name) for name in pf.transforms.__all__} - {FlowTransform}
+    public = {getattr(pf.transforms, name) for name in pf.transforms.__all__} - {FlowTransform, T.Linear}  # these two are contracts
     public = {t for t in public if issubclass(t, FlowTransform)}
     assert public == {type(case.make()) for case in ZOO}
 
@@ -382,7 +382,7 @@ def test_gradients_of_the_two_ways_agree(case):
         expected = torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).view_as(x)
         close(grads[0], expected, 1e-7)
         for g in grads[1:]:
-            assert g is None or g.abs().max() < 1e-7
+            assert g is None or g.abs().lt(1e-7).all()
 
 
 # --- numbers

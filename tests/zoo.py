@@ -69,6 +69,16 @@ _tril = torch.tensor([[1.5, 0.0, 0.0], [-0.4, 0.3, 0.0], [2.0, 0.7, 4.0]])
 _permuted = {"identity": "starts at its fixed permutation"}
 _masked = {"gradient:net.layers.0.weight": "one coordinate: no input comes before another, so every weight is masked"}
 _lonely = {"gradient:lower": "a single coordinate has nothing below the diagonal"}
+_alone_above = {"gradient:upper": "a single coordinate has nothing above the diagonal"}
+_no_turn = {"gradient:vectors": "a line has no rotation but the identity"}
+_untouched = {
+    "identity": "the first batch decides where it starts",
+    "log_det": "the Jacobian is taken under vmap, where it does not look, and before it has seen a batch",
+    "vmap": "does not look under vmap, and then sees its first batch outside",
+    "state_dict": "two new layers that see the same first batch are equal before one is loaded into the other",
+    "inverse_trains": "after the first batch there is nothing left to gain from it",
+}
+_real = {"gradient:phase": "with one or two coordinates the spectrum is real: there is no phase"}
 
 
 def _structures(name: str, f: U.Univariate) -> list[Instance]:
@@ -117,6 +127,19 @@ def _mixed() -> T.FlowTransform:
     )
 
 
+def _actnorm(dim: int) -> T.FlowTransform:
+    layer = T.ActNorm(dim)
+    layer.initialized.fill_(True)
+    return layer
+
+
+def _batch_norm() -> T.FlowTransform:
+    """One that has seen data, and that stays as it is: in training every call may move it."""
+    layer = T.BatchNorm(3)
+    layer.inverse_and_ladj(torch.tensor([[1.0, -20.0, 3.0], [2.0, -20.5, -4.0], [0.5, -19.0, 5.0]]))
+    return layer.eval()
+
+
 ZOO: list[Instance] = [
     Instance("affine", partial(T.Affine, 3), 3),
     Instance("affine-1d-context", partial(T.Affine, 1, 2), 1, 2),
@@ -141,8 +164,25 @@ ZOO: list[Instance] = [
         "lu-1d",
         partial(T.LULinear, 1),
         1,
-        exceptions=_lonely | {"gradient:upper": "a single coordinate has nothing above the diagonal"},
+        exceptions=_lonely | _alone_above,
     ),
+    Instance("block-diagonal", partial(T.BlockDiagonalLinear, 6, 3), 6),
+    Instance("block-diagonal-1d", partial(T.BlockDiagonalLinear, 1, 1), 1, exceptions=_lonely | _alone_above),
+    Instance("orthogonal-few", partial(T.OrthogonalLinear, 6, 2), 6),
+    Instance("orthogonal", partial(T.OrthogonalLinear, 5), 5),
+    Instance("orthogonal-1d", partial(T.OrthogonalLinear, 1), 1, exceptions=_no_turn),
+    Instance("qr-few", partial(T.QRLinear, 6, 2), 6),
+    Instance("qr", partial(T.QRLinear, 5), 5),
+    Instance("qr-1d", partial(T.QRLinear, 1), 1, exceptions=_no_turn | _alone_above),
+    Instance("circulant-even", partial(T.CirculantLinear, 6), 6),
+    Instance("circulant", partial(T.CirculantLinear, 5), 5),
+    Instance("circulant-2d", partial(T.CirculantLinear, 2), 2, exceptions=_real),
+    Instance("circulant-1d", partial(T.CirculantLinear, 1), 1, exceptions=_real),
+    Instance("actnorm-new", partial(T.ActNorm, 3), 3, exceptions=_untouched),
+    Instance("actnorm-1d", partial(_actnorm, 1), 1),
+    Instance("actnorm", partial(_actnorm, 3), 3),
+    Instance("batch-norm-1d", lambda: T.BatchNorm(1).eval(), 1),
+    Instance("batch-norm", _batch_norm, 3, exceptions={"identity": "normalises by what it has seen"}),
     Instance("low-rank", partial(T.LowRankLinear, 5, 2), 5),
     Instance("low-rank-full", partial(T.LowRankLinear, 2, 2), 2),
     Instance(

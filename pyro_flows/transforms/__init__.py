@@ -3,11 +3,15 @@
 from .affine import Affine
 from .autoregressive import Autoregressive
 from .base import Conditioned, FlowTransform, Inverse
+from .circulant import CirculantLinear
 from .compose import Compose
 from .coupling import Coupling
 from .elementwise import Elementwise
+from .linear import Linear
 from .low_rank import LowRankLinear
-from .lu import LULinear
+from .lu import BlockDiagonalLinear, LULinear
+from .normalization import ActNorm, BatchNorm
+from .orthogonal import OrthogonalLinear, QRLinear
 from .permutation import Permutation
 from .triangular import Standardize, TriangularLinear
 
@@ -19,10 +23,17 @@ __all__ = [
     "Elementwise",
     "Coupling",
     "Autoregressive",
+    "Linear",
     "TriangularLinear",
     "Standardize",
     "LULinear",
+    "BlockDiagonalLinear",
+    "OrthogonalLinear",
+    "QRLinear",
     "LowRankLinear",
+    "CirculantLinear",
+    "ActNorm",
+    "BatchNorm",
     "Permutation",
     "Compose",
 ]

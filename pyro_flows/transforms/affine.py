@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..nets import Hypernetwork
-from .base import FlowTransform
+from .linear import Linear
 
 __all__ = ["Affine"]
 
 
-class Affine(FlowTransform):
+class Affine(Linear):
     r"""Moves and scales every coordinate: :math:`y = e^{s} \odot x + t`.
 
     Args:
@@ -28,6 +28,23 @@ class Affine(FlowTransform):
     def __init__(self, dim: int, context_dim: int = 0) -> None:
         super().__init__(dim, context_dim)
         self.params = Hypernetwork((2, dim), context_dim)
+
+    def _log_scale(self, context: Tensor | None) -> Tensor:
+        self._check_context(context)
+        return self.params(context)[..., 0, :]
+
+    def weight(self, context: Tensor | None = None) -> Tensor:
+        """The diagonal matrix, of shape ``(*batch, D, D)`` for a context of shape ``(*batch, context_dim)``."""
+        return self._log_scale(context).exp().diag_embed()
+
+    def logabsdet(self, context: Tensor | None = None) -> Tensor:
+        r""":math:`\log|\det W|`, of the context's batch shape."""
+        return self._log_scale(context).sum(-1)
+
+    def solve(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """The ``x`` with :math:`W x = y` (no shift)."""
+        y, context = self._check(y, context)
+        return y * (-self._log_scale(context)).exp()
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.params(context).unbind(-2)

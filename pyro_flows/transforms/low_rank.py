@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from .base import FlowTransform
+from .linear import Linear, eye_like
 
 __all__ = ["LowRankLinear"]
 
 
-class LowRankLinear(FlowTransform):
+class LowRankLinear(Linear):
     r"""A scaled low-rank update: :math:`y = e^{s} \odot (I + Q\,\mathrm{diag}(e^{\lambda} - 1)\,Q^\top) x + t`, with orthonormal columns :math:`Q`.
 
     :math:`Q` is the QR factor of a free :math:`D \times r` matrix. Because the update is diagonal in :math:`Q`, Woodbury's identity is exact and
@@ -40,21 +40,17 @@ class LowRankLinear(FlowTransform):
         return torch.linalg.qr(self.factor).Q
 
     def weight(self) -> Tensor:
-        """The matrix, of shape ``(D, D)``."""
         q = self._basis()
-        eye = torch.eye(self.dim, dtype=q.dtype, device=q.device)
-        return self.log_scale.exp().unsqueeze(-1) * (eye + (q * self.log_stretch.expm1()) @ q.mT)
+        return self.log_scale.exp().unsqueeze(-1) * (eye_like(q.mT) + (q * self.log_stretch.expm1()) @ q.mT)
 
     def logabsdet(self) -> Tensor:
-        """:math:`\\log|\\det|`, a scalar."""
         return self.log_scale.sum() + self.log_stretch.sum()
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _multiply(self, x: Tensor) -> Tensor:
         q = self._basis()
-        y = x + ((x @ q) * self.log_stretch.expm1()) @ q.mT
-        return y * self.log_scale.exp() + self.shift, self.logabsdet().expand(x.shape[:-1])
+        return (x + ((x @ q) * self.log_stretch.expm1()) @ q.mT) * self.log_scale.exp()
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _solve(self, y: Tensor) -> Tensor:
         q = self._basis()
-        x = (y - self.shift) * (-self.log_scale).exp()
-        return x + ((x @ q) * (-self.log_stretch).expm1()) @ q.mT, -self.logabsdet().expand(y.shape[:-1])
+        x = y * (-self.log_scale).exp()
+        return x + ((x @ q) * (-self.log_stretch).expm1()) @ q.mT

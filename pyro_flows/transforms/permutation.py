@@ -6,18 +6,32 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from .base import FlowTransform
+from .linear import Linear
 
 __all__ = ["Permutation"]
 
 
-class Permutation(FlowTransform):
+def check_order(order: Tensor, dim: int, what: str) -> Tensor:
+    """``order``, where it holds each of ``0 .. dim-1`` once."""
+    if order.shape != (dim,) or not torch.equal(order.sort().values.cpu(), torch.arange(dim)):
+        raise ShapeError(f"{what} must hold each of 0..{dim - 1} once, got {order.tolist()}")
+    return order
+
+
+class Permutation(Linear):
     r"""Reorders the coordinates: :math:`y_i = x_{\pi(i)}`, with log-det 0.
 
-    Args:
-        order: the permutation :math:`\pi`, a tensor of the integers ``0 .. D-1`` (``torch.randperm(dim)``, say).
+    The order is fixed, since gradients cannot choose among permutations. To *learn* one, let a rotation start at it,
+    ``Compose([Permutation.random(dim), OrthogonalLinear(dim)])``: through the orthogonal matrices, at log-det 0 all the way, it can turn into every
+    order of the same parity, and into the others but for the sign of one coordinate. The result is a rotation close to an order, not an exact one.
 
-    Cost: :math:`O(D)` in both directions.
+    Args:
+        order: the permutation :math:`\pi`, a tensor of the integers ``0 .. D-1``.
+
+    Cost: :math:`O(D)` a point in both directions.
+
+    Raises:
+        ShapeError: ``order`` does not hold each of ``0 .. D-1`` once.
 
     Example:
         >>> import torch
@@ -30,13 +44,29 @@ class Permutation(FlowTransform):
 
     def __init__(self, order: Tensor) -> None:
         super().__init__(order.numel())
-        if order.dim() != 1 or not torch.equal(order.sort().values.cpu(), torch.arange(self.dim)):
-            raise ShapeError(f"Permutation: order must hold each of 0..{self.dim - 1} once, got {order.tolist()}")
-        self.register_buffer("order", order)
+        self.register_buffer("order", check_order(order, order.numel(), "Permutation: order"))
         self.register_buffer("back", order.argsort())
 
+    @classmethod
+    def random(cls, dim: int, generator: torch.Generator | None = None) -> Permutation:
+        """A permutation drawn uniformly, from ``generator`` or from torch's global one."""
+        return cls(torch.randperm(dim, generator=generator))
+
+    def weight(self) -> Tensor:
+        return torch.eye(self.dim, device=self.order.device)[self.order]
+
+    def logabsdet(self) -> Tensor:
+        return torch.zeros((), device=self.order.device)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return x.index_select(-1, self.order)
+
+    def _solve(self, y: Tensor) -> Tensor:
+        return y.index_select(-1, self.back)
+
+    # Neither a shift nor a dtype of its own: points keep theirs.
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
+        return self._multiply(x), x.new_zeros(x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return y.index_select(-1, self.back), y.new_zeros(y.shape[:-1])
+        return self._solve(y), y.new_zeros(y.shape[:-1])

@@ -6,22 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from .base import FlowTransform
+from .linear import Linear, solve_rows, triangular
 
 __all__ = ["TriangularLinear", "Standardize"]
 
 
-def _apply(tril: Tensor, x: Tensor) -> Tensor:
-    return x @ tril.mT
-
-
-def _solve(tril: Tensor, y: Tensor) -> Tensor:
-    """Solve ``tril x = y`` for row vectors ``y`` of shape ``(*batch, D)``."""
-    flat = y.reshape(-1, y.shape[-1])
-    return torch.linalg.solve_triangular(tril, flat.mT, upper=False).mT.reshape(y.shape)
-
-
-class TriangularLinear(FlowTransform):
+class TriangularLinear(Linear):
     r"""A full-rank affine layer: :math:`y = L x + t`, with :math:`L` lower triangular and :math:`L_{ii} = e^{d_i} > 0`.
 
     The rows are scaled by their diagonal, :math:`L = \mathrm{diag}(e^{d}) (I + \mathrm{strictly\ lower}(M))`, so that one learning rate suits
@@ -43,22 +33,19 @@ class TriangularLinear(FlowTransform):
         self.log_diag, self.lower, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim, dim)), nn.Parameter(torch.zeros(dim))
 
     def weight(self) -> Tensor:
-        """The matrix :math:`L`, of shape ``(D, D)``."""
-        eye = torch.eye(self.dim, dtype=self.lower.dtype, device=self.lower.device)
-        return self.log_diag.exp().unsqueeze(-1) * (self.lower.tril(-1) + eye)
+        return triangular(self.lower, self.log_diag)
 
     def logabsdet(self) -> Tensor:
-        """:math:`\\log|\\det L|`, a scalar."""
         return self.log_diag.sum()
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _apply(self.weight(), x) + self.shift, self.logabsdet().expand(x.shape[:-1])
+    def _multiply(self, x: Tensor) -> Tensor:
+        return x @ self.weight().mT
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _solve(self.weight(), y - self.shift), -self.logabsdet().expand(y.shape[:-1])
+    def _solve(self, y: Tensor) -> Tensor:
+        return solve_rows(self.weight(), y)
 
 
-class Standardize(FlowTransform):
+class Standardize(Linear):
     r"""A fixed affine layer: :math:`y = L x + t` with given :math:`t` and lower triangular :math:`L`; it has buffers, and nothing to learn.
 
     As the last layer of a flow it lets the layers before it work on standardised points, whatever the units of the target.
@@ -91,8 +78,17 @@ class Standardize(FlowTransform):
             raise ShapeError("Standardize: scale_tril must have a positive diagonal")
         self.loc.copy_(loc), self.scale_tril.copy_(scale_tril.tril())
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _apply(self.scale_tril, x) + self.loc, self.scale_tril.diagonal().log().sum().expand(x.shape[:-1])
+    def weight(self) -> Tensor:
+        return self.scale_tril
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _solve(self.scale_tril, y - self.loc), -self.scale_tril.diagonal().log().sum().expand(y.shape[:-1])
+    def logabsdet(self) -> Tensor:
+        return self.scale_tril.diagonal().log().sum()
+
+    def _offset(self) -> Tensor:
+        return self.loc
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return x @ self.scale_tril.mT
+
+    def _solve(self, y: Tensor) -> Tensor:
+        return solve_rows(self.scale_tril, y)
