@@ -100,6 +100,7 @@ def test_it_does_not_look_under_transforms_and_tracers(make):
     compiled = torch.compile(apply, fullgraph=True, backend="eager")(y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that the trace takes for constants
+        layer.requires_grad_(False)
         traced = torch.jit.trace(lambda y: apply(y)[0], y, check_trace=False)
     assert unchanged(layer, before), "it waits for a batch outside"
     for got in (graph(y)[0], compiled[0], traced(y)):
