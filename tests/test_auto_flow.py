@@ -21,7 +21,7 @@ from torch.distributions import biject_to, constraints
 import pyro_flows as pf
 from pyro_flows import AutoFlow
 from pyro_flows.errors import ModelError, OptionError, ParamStoreError, ShapeError, SupportError
-from pyro_flows.transforms import Affine, LowRankLinear, TriangularLinear
+from pyro_flows.transforms import Affine, Coupling, LowRankLinear, TriangularLinear
 
 NAMES = ("nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar")
 own = dist.constraints
@@ -405,3 +405,24 @@ def test_the_remedies_work():
 
     assert [s.name for s in AutoFlow(poutine.block(mixed, hide=["k"])).setup().sites] == ["x"]
     assert [s.name for s in AutoFlow(poutine.block(mixed, expose=["x"])).setup().sites] == ["x"]
+
+
+def test_the_default_flow_starts_from_the_upper_level():
+    def levels(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", 5):
+            theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+        pyro.sample("tau", dist.HalfNormal(1.0))
+
+    def vectors():
+        pyro.sample("beta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("sigma", dist.HalfNormal(1.0))
+
+    def one_level():
+        pyro.sample("beta", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+    for model, args, moved in ((levels, (torch.zeros(5),), [1, 2, 3, 4, 5]), (vectors, (), [0, 1, 2]), (one_level, (), [2, 3])):
+        couplings = [part for part in AutoFlow(model).setup(*args).inner[0].parts if isinstance(part, Coupling)]
+        assert couplings[0].moved_index.tolist() == couplings[-1].moved_index.tolist() == moved
+        assert couplings[1].moved_index.tolist() == sorted(set(range(couplings[1].dim)) - set(moved))

@@ -15,7 +15,8 @@ from .sites import LatentSite
 
 __all__ = ["default_flow"]
 
-_DEEP = 64  # dimensions from which more layers do more good than wide nets
+# Couplings by halves and the width of all nets, by dimension: in many dimensions more layers do more good than wide nets, in few they are not needed.
+_SIZES = ((16, 2, 40), (64, 4, 64), (10**9, 12, 32))
 
 
 def _is_global(sites: Sequence[LatentSite], dim: int) -> Tensor | None:
@@ -40,10 +41,9 @@ def default_flow(sites: Sequence[LatentSite], dim: int) -> Flow:
     """
     if dim == 1:
         return flows.nsf(1, transforms=1, bins=12)
-    deep = dim > _DEEP
-    width = (32, 32) if deep else (min(max(32, 8 * round(dim / 2)), 64),) * 2
+    count, width = next((count, (width, width)) for limit, count, width in _SIZES if dim <= limit)
     upper = _is_global(sites, dim)
-    halves = flows.realnvp(dim, transforms=12 if deep else 6, hidden_features=width).transform
+    halves = flows.realnvp(dim, transforms=count, hidden_features=width).transform
     if upper is None:
         upper = torch.arange(dim) < dim // 2
     down, up = ~upper, upper  # which coordinates move

@@ -33,7 +33,7 @@ class Schedule:
         max_steps: upper bound on the number of steps.
         lr: Adam's learning rate while it holds.
         target: variance of the log weights at which the posterior is matched.
-        patience: windows of 50 steps without progress of the averaged ELBO before the fall.
+        patience: windows of 50 steps without progress of the averaged ELBO before the fall; half as many once the spread is small.
         progress: what counts as progress, in nats a window.
         fall: length of the fall, as a fraction of the steps before it.
         cycles: how often the rate may rise.
@@ -141,7 +141,8 @@ class Trainer:
         self.best = max(self.best, elbo)
         if self.falls_at is None:
             spent = self.rises_at + (s.max_steps - self.rises_at) / (1 + s.fall)
-            if spread < _NEAR * s.target or self.stale >= s.patience or self.step >= spent:
+            patience = s.patience if spread > _CLOSE else s.patience // 2  # little is left to gain
+            if spread < _NEAR * s.target or self.stale >= patience or self.step >= spent:
                 self.falls_at = self.step
                 self.converged = self.step < spent
         elif self.step >= self.last_step and spread > s.target:
