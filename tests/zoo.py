@@ -80,6 +80,8 @@ _untouched = {
 }
 _real = {"gradient:phase": "with one or two coordinates the spectrum is real: there is no phase"}
 
+_line = {"gradient:frame.bias": "the basis of a line is 1 or -1, whatever the frame"}
+
 
 def _structures(name: str, f: U.Univariate) -> list[Instance]:
     """A univariate map under every structure that can carry it."""
@@ -192,6 +194,31 @@ ZOO: list[Instance] = [
         exceptions={"gradient:factor": "the basis of a line is 1 or -1, whatever the factor"},
     ),
     Instance("permutation", partial(T.Permutation, torch.tensor([2, 0, 3, 1])), 4, exceptions=_permuted),
+    Instance("planar", partial(T.Planar, 4), 4),
+    Instance("planar-1d", partial(T.Planar, 1), 1),
+    Instance("planar-leaky", partial(T.Planar, 3, activation="leaky_relu"), 3),
+    Instance("planar-leaky-1d-context", partial(T.Planar, 1, 2, "leaky_relu"), 1, 2),
+    Instance("planar-context", partial(T.Planar, 3, 2), 3, 2),
+    Instance("radial", partial(T.Radial, 4), 4),
+    Instance("radial-1d", partial(T.Radial, 1), 1),
+    Instance("radial-context", partial(T.Radial, 3, 2), 3, 2),
+    *(
+        instance
+        for basis in ("orthogonal", "householder", "triangular")
+        for instance in (
+            Instance(f"sylvester-{basis}", partial(T.Sylvester, 5, 3, basis=basis), 5),
+            Instance(f"sylvester-{basis}-1d", partial(T.Sylvester, 1, basis=basis), 1, exceptions={} if basis == "triangular" else _line),
+            Instance(f"sylvester-{basis}-context", partial(T.Sylvester, 3, 2, 2, basis), 3, 2),
+        )
+    ),
+    Instance("block-autoregressive", partial(T.BlockAutoregressive, 4, (3, 2)), 4),
+    Instance(
+        "block-autoregressive-1d",
+        partial(T.BlockAutoregressive, 1, (3, 2)),
+        1,
+        exceptions=dict.fromkeys(("gradient:across.0", "gradient:across.1", "gradient:out"), "one coordinate: no block comes before another"),
+    ),
+    Instance("block-autoregressive-context", partial(T.BlockAutoregressive, 3, (4,), 2), 3, 2),
     Instance("compose", _mixed, 3, 2, exceptions=_permuted),
     Instance(
         "compose-unconditional",

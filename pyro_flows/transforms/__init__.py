@@ -3,6 +3,7 @@
 from .affine import Affine
 from .autoregressive import Autoregressive
 from .base import Conditioned, FlowTransform, Inverse
+from .block_autoregressive import BlockAutoregressive
 from .circulant import CirculantLinear
 from .compose import Compose
 from .coupling import Coupling
@@ -13,6 +14,9 @@ from .lu import BlockDiagonalLinear, LULinear
 from .normalization import ActNorm, BatchNorm
 from .orthogonal import OrthogonalLinear, QRLinear
 from .permutation import Permutation
+from .planar import Planar
+from .radial import Radial
+from .sylvester import Sylvester
 from .triangular import Standardize, TriangularLinear
 
 __all__ = [
@@ -35,5 +39,9 @@ __all__ = [
     "ActNorm",
     "BatchNorm",
     "Permutation",
+    "Planar",
+    "Radial",
+    "Sylvester",
+    "BlockAutoregressive",
     "Compose",
 ]
