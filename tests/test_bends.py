@@ -49,7 +49,7 @@ def test_far_from_where_they_start(case, seed):
 def test_densities_integrate_to_one(name):
     """Of both pushforwards of a normal: nothing is missed, and nothing counted twice."""
     transform = perturbed(Instance("", TWO[name], 2, param_scale=0.7), seed=1)
-    axis = torch.linspace(-16, 16, 801, dtype=torch.float64)
+    axis = torch.linspace(-16, 16, 401, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     for way in ("forward_and_ladj", "inverse_and_ladj"):
         with torch.no_grad():
@@ -58,7 +58,10 @@ def test_densities_integrate_to_one(name):
         assert mass.item() == pytest.approx(1, abs=2e-3), way
 
 
-@pytest.mark.parametrize("case", [c for c in FAMILY if c.id in ("planar-context", "sylvester-orthogonal-context", "block-autoregressive-context")], ids=lambda c: c.id)
+TWICE = [case for case in FAMILY if case.id in ("planar-context", "sylvester-orthogonal-context", "block-autoregressive-context")]
+
+
+@pytest.mark.parametrize("case", TWICE, ids=lambda case: case.id)
 def test_second_derivatives_of_the_way_back(case):
     transform, y, context = perturbed(case), case.points(2), case.context(2)
     names, values = zip(*((k, p.detach().requires_grad_()) for k, p in transform.named_parameters()), strict=True)

