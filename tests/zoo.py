@@ -204,11 +204,12 @@ ZOO: list[Instance] = [
     Instance("radial-context", partial(T.Radial, 3, 2), 3, 2),
     *(
         instance
-        for basis in ("orthogonal", "householder", "triangular")
+        for basis in ("triangular", "householder", "orthogonal")
         for instance in (
             Instance(f"sylvester-{basis}", partial(T.Sylvester, 5, 3, basis=basis), 5),
+            Instance(f"sylvester-{basis}-full", partial(T.Sylvester, 2, basis=basis), 2),
             Instance(f"sylvester-{basis}-1d", partial(T.Sylvester, 1, basis=basis), 1, exceptions={} if basis == "triangular" else _line),
-            Instance(f"sylvester-{basis}-context", partial(T.Sylvester, 3, 2, 2, basis), 3, 2),
+            Instance(f"sylvester-{basis}-context", partial(T.Sylvester, 2, 1, 2, basis), 2, 2),  # traced: a graph unrolls each root
         )
     ),
     Instance("block-autoregressive", partial(T.BlockAutoregressive, 4, (3, 2)), 4),
@@ -218,7 +219,7 @@ ZOO: list[Instance] = [
         1,
         exceptions=dict.fromkeys(("gradient:across.0", "gradient:across.1", "gradient:out"), "one coordinate: no block comes before another"),
     ),
-    Instance("block-autoregressive-context", partial(T.BlockAutoregressive, 3, (4,), 2), 3, 2),
+    Instance("block-autoregressive-context", partial(T.BlockAutoregressive, 2, (2,), 2), 2, 2),
     Instance("compose", _mixed, 3, 2, exceptions=_permuted),
     Instance(
         "compose-unconditional",
