@@ -34,18 +34,19 @@ def _is_global(sites: Sequence[LatentSite], dim: int) -> Tensor | None:
 
 
 def default_flow(sites: Sequence[LatentSite], dim: int) -> Flow:
-    """Affine couplings and one sinh-arcsinh layer: first, and last, from the model's upper level to what depends on it, in between by halves.
+    """Affine couplings, then one sinh-arcsinh layer for skewness and tails.
 
-    Funnels and other hierarchies are couplings of the first kind exactly: location and scale of the lower level given the upper one. A single
+    In a model of two levels the first couplings, and the last, go from the upper level to what depends on it: funnels and other hierarchies, where
+    the upper level sets location and scale of the lower one, are exactly such couplings. The others mix halves of the coordinates. A single
     coordinate, which has nothing to couple, gets a spline.
     """
     if dim == 1:
         return flows.nsf(1, transforms=1, bins=12)
     count, width = next((count, (width, width)) for limit, count, width in _SIZES if dim <= limit)
     upper = _is_global(sites, dim)
-    halves = flows.realnvp(dim, transforms=count, hidden_features=width).transform
-    if upper is None:
-        upper = torch.arange(dim) < dim // 2
-    down, up = ~upper, upper  # which coordinates move
-    moves = [Coupling(Affine(), dim, moved, hidden_features=width) for moved in (down, up, down)]
-    return Flow(dim, Compose([*moves[:2], halves, moves[2], Elementwise(SinhArcsinh(), dim)]))
+    halves = flows.realnvp(dim, transforms=count if upper is not None else count + 4, hidden_features=width).transform
+    layers = [halves]
+    if upper is not None:
+        down, up, last = (Coupling(Affine(), dim, moved, hidden_features=width) for moved in (~upper, upper, ~upper))
+        layers = [down, up, halves, last]
+    return Flow(dim, Compose([*layers, Elementwise(SinhArcsinh(), dim)]))

@@ -31,6 +31,7 @@ _AFFINE_LR = 2e-2
 _AFFINE_ROUNDS, _AFFINE_PARTICLES = 4, 64
 _KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")  # in a checkpoint
 _PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
+_MATCHED = 2e-3  # variance of the log weights below which a flow has nothing to add
 _COMPARE = 4096  # common draws that decide between the affine stage and the flow
 
 
@@ -125,10 +126,10 @@ class Run:
         flow = Flow(guide.flow.base, Compose([guide.affine, guide.standardize]))
         particles = min(_AFFINE_PARTICLES, self.options.num_particles)
         foldable = isinstance(guide.affine, TriangularLinear)
-        schedule = Schedule(max_steps=1000, lr=_AFFINE_LR, target=self.target)
+        schedule = Schedule(max_steps=1000, lr=_AFFINE_LR)
         if foldable:
             steps = min(300, self.options.max_steps)
-            schedule = Schedule(steps, _AFFINE_LR, target=self.target, patience=2, progress=0.1, fall=0.3, cycles=1)
+            schedule = Schedule(steps, _AFFINE_LR, patience=2, progress=0.1, fall=0.3, cycles=1)
         for i in range(self.rounds, _AFFINE_ROUNDS if foldable else 1):
             trainer = self._train("affine", flow, particles, schedule, bar)
             self.converged, self.rounds, self.resumed = trainer.converged, i + 1, {}
@@ -152,15 +153,10 @@ class Run:
             return
         if self.affine_state is None:
             self.affine_state = {k: v.clone() for k, v in guide.state_dict().items()}
-        schedule = Schedule(max_steps=options.max_steps, lr=options.lr, target=self.target)
+        schedule = Schedule(max_steps=options.max_steps, lr=options.lr)
         trainer = self._train("flow", guide.flow, options.num_particles, schedule, bar)
         self.converged = trainer.converged
         self._keep_better()
-
-    @property
-    def target(self) -> float:
-        """The variance of the log weights at which training may end."""
-        return 2e-3
 
     @property
     def _obstacle(self) -> str:
@@ -168,7 +164,7 @@ class Run:
 
     def _is_matched(self) -> bool:
         last = [h for h in self.history if h["stage"] == "affine"]
-        return bool(last) and last[-1]["spread"] < self.target
+        return bool(last) and last[-1]["spread"] < _MATCHED
 
     @torch.no_grad()
     def _keep_better(self) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 __all__ = ["Schedule", "Trainer"]
 
-_NEAR = 8.0  # a falling rate brings the spread down about this much
 _CLOSE = 0.05  # a spread below it is an error of at most .16 standard deviations in any mean: nothing to complain about
+_MEDIAN_ERROR = 1.86  # of a median, from the median absolute deviation of n normal numbers, times n ** -1/2
 _SHORTEST = 300  # steps that a further cycle needs to be worth it
 _WINDOW = 50  # steps over which the ELBO is averaged
 _FAB_WINDOW, _FAB_IGNORE, _FAB_CLIP = 100, 10.0, 2.0  # robust gradient norms, after flow annealed importance sampling bootstrap
@@ -25,15 +25,15 @@ _NUMBERS = ("step", "rises_at", "falls_at", "cycle", "dropped", "best", "stale",
 class Schedule:
     """How long a stage lasts and how large its steps are.
 
-    The learning rate rises and holds until the averaged ELBO is stationary, the spread of the log weights nears ``target`` (a lower rate brings
+    The learning rate rises and holds until the averaged ELBO is stationary, the spread of the log weights is below ``target`` (a falling rate brings
     it down further) or most of ``max_steps`` are spent; then it falls to a fiftieth. If the target is met, or no steps are left, the stage ends;
     if not, the rate rises again, to seven tenths.
 
     Attributes:
         max_steps: upper bound on the number of steps.
         lr: Adam's learning rate while it holds.
-        target: variance of the log weights at which the posterior is matched.
-        patience: windows of 50 steps without progress of the averaged ELBO before the fall; half as many once the spread is small.
+        target: variance of the log weights at which the rate may fall, and the stage end.
+        patience: windows of 50 steps without progress of the averaged ELBO before the fall.
         progress: what counts as progress, in nats a window.
         fall: length of the fall, as a fraction of the steps before it.
         cycles: how often the rate may rise.
@@ -41,7 +41,7 @@ class Schedule:
 
     max_steps: int
     lr: float
-    target: float = 2e-3
+    target: float = 0.016
     patience: int = 6
     progress: float = 1e-3
     fall: float = 0.6
@@ -131,9 +131,9 @@ class Trainer:
     def _close_window(self) -> tuple[float, float]:
         elbos, spreads = zip(*self.window, strict=True)
         # medians: one particle far out can carry a whole window's mean
-        elbo, spread = statistics.fmean(elbos), statistics.median(spreads)
+        elbo, spread = statistics.median(elbos), statistics.median(spreads)
         self.window = []
-        error = statistics.stdev(elbos) / len(elbos) ** 0.5 if len(elbos) > 1 else 0.0
+        error = _MEDIAN_ERROR * statistics.median(abs(e - elbo) for e in elbos) / len(elbos) ** 0.5
         s = self.schedule
         self.stale = 0 if elbo > self.best + max(error, s.progress) else self.stale + 1
         if elbo > self.best - error:  # of states that tie, the latest
@@ -141,8 +141,7 @@ class Trainer:
         self.best = max(self.best, elbo)
         if self.falls_at is None:
             spent = self.rises_at + (s.max_steps - self.rises_at) / (1 + s.fall)
-            patience = s.patience if spread > _CLOSE else s.patience // 2  # little is left to gain
-            if spread < _NEAR * s.target or self.stale >= patience or self.step >= spent:
+            if spread < s.target or self.stale >= s.patience or self.step >= spent:
                 self.falls_at = self.step
                 self.converged = self.step < spent
         elif self.step >= self.last_step and spread > s.target:
