@@ -220,6 +220,10 @@ ZOO: list[Instance] = [
         exceptions=dict.fromkeys(("gradient:across.0", "gradient:across.1", "gradient:out"), "one coordinate: no block comes before another"),
     ),
     Instance("block-autoregressive-context", partial(T.BlockAutoregressive, 2, (2,), 2), 2, 2),
+    Instance("residual", partial(T.ContractiveResidual, 3, direction="sampling", hidden_features=(8, 8)), 3),
+    Instance("residual-1d", partial(T.ContractiveResidual, 1, norm=1.0, hidden_features=(8,)), 1),
+    Instance("residual-wide", partial(T.ContractiveResidual, 10, norm="learned", log_det="exact", **_small), 10),
+    Instance("residual-context", partial(T.ContractiveResidual, 3, 2, norm=float("inf"), **_small), 3, 2),
     Instance("compose", _mixed, 3, 2, exceptions=_permuted),
     Instance(
         "compose-unconditional",

@@ -1,5 +1,16 @@
-"""Numerical methods that know nothing of flows: root finding with implicit gradients."""
+"""Numerical methods that know nothing of flows: roots and fixed points with implicit gradients, traces and log determinants."""
 
+from .fixed_points import FixedPoint, fixed_point
+from .log_det import batch_jacobian, estimate_log_det, hutchinson_trace, log_det, roulette_weights
 from .roots import invert_monotone
 
-__all__ = ["invert_monotone"]
+__all__ = [
+    "invert_monotone",
+    "FixedPoint",
+    "fixed_point",
+    "batch_jacobian",
+    "log_det",
+    "estimate_log_det",
+    "roulette_weights",
+    "hutchinson_trace",
+]

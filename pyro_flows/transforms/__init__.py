@@ -17,6 +17,7 @@ from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
 from .sylvester import Sylvester
+from .residual import ContractiveResidual
 from .triangular import Standardize, TriangularLinear
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "Radial",
     "Sylvester",
     "BlockAutoregressive",
+    "ContractiveResidual",
     "Compose",
 ]
