@@ -29,6 +29,8 @@ RECIPES = {
     "iaf": flows.iaf,
     "nsf": partial(flows.nsf, bins=5),
     "nsf_ar": partial(flows.nsf_ar, bins=5),
+    "residual": partial(flows.residual, transforms=2),
+    "cinn": partial(flows.cinn, feature_dim=3),
 }
 WITHOUT_NETS = ("planar", "radial", "sylvester")  # and so without hidden_features
 RECIPES |= {name: partial(lambda make, *args, hidden_features=(), **options: make(*args, **options), getattr(flows, name)) for name in WITHOUT_NETS}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_flows import transforms as T
 from pyro_flows import univariate as U
@@ -142,6 +142,11 @@ def _batch_norm() -> T.FlowTransform:
     return layer.eval()
 
 
+def _embedded() -> T.FlowTransform:
+    features = nn.Sequential(nn.Unflatten(-1, (1, 2, 2)), nn.Conv2d(1, 2, 2), nn.Flatten())  # a small image
+    return T.Embedded(T.Coupling(U.Affine(), 3, context_dim=2, **_small), features, 4)
+
+
 ZOO: list[Instance] = [
     Instance("affine", partial(T.Affine, 3), 3),
     Instance("affine-1d-context", partial(T.Affine, 1, 2), 1, 2),
@@ -224,6 +229,7 @@ ZOO: list[Instance] = [
     Instance("residual-1d", partial(T.ContractiveResidual, 1, norm=1.0, hidden_features=(8,)), 1),
     Instance("residual-wide", partial(T.ContractiveResidual, 10, norm="learned", log_det="exact", **_small), 10),
     Instance("residual-context", partial(T.ContractiveResidual, 3, 2, norm=float("inf"), **_small), 3, 2),
+    Instance("embedded", _embedded, 3, 4),
     Instance("compose", _mixed, 3, 2, exceptions=_permuted),
     Instance(
         "compose-unconditional",

@@ -1,6 +1,6 @@
 """Conditioners: networks that turn some coordinates, and a context, into the parameters of a map."""
 
-from .lipschitz import LipSwish, LipschitzMLP
+from .lipschitz import LipschitzMLP, LipSwish
 from .masked import MaskedMLP
 from .mlp import MLP, Hypernetwork
 

@@ -82,7 +82,7 @@ def lip_swish(x: Tensor, beta: Tensor) -> Tensor:
 
 
 class LipschitzMLP(nn.Module):
-    r"""A perceptron with :math:`\|g(x, c) - g(x', c)\|_p \le L \|x - x'\|_p`: every weight is divided by its norm where that exceeds its share of ``L``.
+    r"""A perceptron with :math:`\|g(x, c) - g(x', c)\|_p \le L \|x - x'\|_p`: a weight whose norm exceeds its share of ``L`` is scaled down to it.
 
     Args:
         in_features: size of the input.
@@ -137,7 +137,7 @@ class LipschitzMLP(nn.Module):
             shares = self.context(context).split([layer.out_features for layer in self.layers], -1)
             biases = [b + s for b, s in zip(biases, shares, strict=True)]
         weights = [self._normalised(layer.weight) for layer in self.layers]  # type: ignore[arg-type]
-        return *weights, *biases, *(a.beta() for a in self.activations)  # type: ignore[operator, misc]
+        return *weights, *biases, *(a.beta() for a in self.activations)  # type: ignore[operator, misc, arg-type]
 
     def _normalised(self, weight: Tensor) -> Tensor:
         if self.norm == 2:

@@ -16,8 +16,8 @@ __all__ = ["FixedPoint", "fixed_point"]
 
 Map = Callable[..., Tensor]
 
-WINDOW = 5  # steps that the acceleration looks back
-TRACED_ITERATIONS = 20  # where values cannot be looked at: under vmap, make_fx and torch.compile
+WINDOW = 8  # steps that the acceleration looks back
+TRACED_ITERATIONS = 10  # where values cannot be looked at: under vmap, make_fx and torch.compile
 
 
 class FixedPoint(NamedTuple):
@@ -49,7 +49,7 @@ def fixed_point(
 
     Cost: one evaluation of ``f`` an iteration. The error is at most the residual over :math:`1 - L`, where :math:`L` is the Lipschitz constant.
 
-    Under ``vmap``, ``make_fx`` and ``torch.compile``, where values cannot be looked at, it makes 20 iterations and two Newton steps with the whole
+    Under ``vmap``, ``make_fx`` and ``torch.compile``, where values cannot be looked at, it makes 10 iterations and two Newton steps with the whole
     Jacobian (``D`` vjps each), which carry the gradient, up to second order; rows that have not converged are NaN.
 
     Raises:

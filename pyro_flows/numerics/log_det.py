@@ -15,6 +15,8 @@ __all__ = ["batch_jacobian", "log_det", "estimate_log_det", "roulette_weights", 
 
 Map = Callable[..., Tensor]
 
+MANY_TERMS = 20  # of a series that is cut at a fixed place
+
 
 def batch_jacobian(f: Map, x: Tensor) -> Tensor:
     """The Jacobian of each row, ``(*batch, D, D)``, of a map whose rows do not influence each other. Cost: one evaluation and ``D`` vjps."""
@@ -42,9 +44,15 @@ def roulette_weights(exact_terms: int = 2, mean: float = 2.0) -> list[float]:
     r"""Weights of the terms of a series that make its cut at a random place unbiased (Russian roulette).
 
     The series is cut after :math:`N = n + \mathrm{Poisson}(m)` terms; term :math:`k` has weight :math:`1 / P(N \ge k)`, which is 1 for the first
-    ``exact_terms`` = :math:`n`. Drawn on the host from torch's generator: the number of terms is the length of the list.
+    ``exact_terms`` = :math:`n`. The number of terms is the length of the list, drawn from torch's generator. Where values cannot be looked at
+    (``vmap``, ``make_fx``, ``torch.compile``) it cannot be random, and 20 terms of weight 1 are the answer.
     """
-    extra = int(torch.poisson(torch.tensor(mean)))
+    if torch.compiler.is_compiling():
+        return [1.0] * MANY_TERMS
+    try:
+        extra = int(torch.poisson(torch.tensor(mean)))
+    except RuntimeError:
+        return [1.0] * MANY_TERMS
     weights, density, tail = [1.0] * exact_terms, math.exp(-mean), 1.0
     for k in range(extra):
         tail -= density  # P(Poisson >= k + 1)

@@ -8,6 +8,7 @@ from .circulant import CirculantLinear
 from .compose import Compose
 from .coupling import Coupling
 from .elementwise import Elementwise
+from .embedded import Embedded
 from .linear import Linear
 from .low_rank import LowRankLinear
 from .lu import BlockDiagonalLinear, LULinear
@@ -16,8 +17,8 @@ from .orthogonal import OrthogonalLinear, QRLinear
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
-from .sylvester import Sylvester
 from .residual import ContractiveResidual
+from .sylvester import Sylvester
 from .triangular import Standardize, TriangularLinear
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "Sylvester",
     "BlockAutoregressive",
     "ContractiveResidual",
+    "Embedded",
     "Compose",
 ]

@@ -12,12 +12,12 @@ from ..errors import OptionError
 from ..nets import LipschitzMLP
 from ..nets.lipschitz import Norm
 from ..numerics import FixedPoint, estimate_log_det, fixed_point, log_det, roulette_weights
+from ..numerics.log_det import MANY_TERMS
 from .base import FlowTransform
 
 __all__ = ["ContractiveResidual"]
 
 EXACT_DIM = 8  # up to here the exact log-det costs no more than the estimate
-EVALUATION_TERMS = 20
 
 
 class ContractiveResidual(FlowTransform):
@@ -27,9 +27,9 @@ class ContractiveResidual(FlowTransform):
     :math:`u = x`: the forward map takes one pass. The other direction is a fixed point, :math:`u = v - g(u, c)`, found by Anderson's acceleration to
     rounding and differentiated implicitly; :meth:`solve` reports its iterations and residual.
 
-    The log-det is exact up to ``D = 8``. Beyond, while training, it is the unbiased estimate of :func:`~pyro_flows.numerics.estimate_log_det`: one
-    random probe a point, and a series cut at random (2 terms, and Poisson(2) more), both drawn anew in each call from torch's generator. In evaluation
-    mode the series has 20 terms, so the draws are the probes alone. Value and gradient are estimates of the same number in both modes.
+    The log-det is exact up to ``D = 8``. Beyond, while training, it is the unbiased estimate of :func:`~pyro_flows.numerics.estimate_log_det`, from
+    one random probe a point and a series cut at random (2 terms, and Poisson(2) more), both drawn anew in each call from torch's generator. In
+    evaluation mode the series has 20 terms, so the draws are the probes alone. Value and gradient are estimates of the same number in both modes.
 
     Args:
         dim: number of coordinates :math:`D`.
@@ -43,8 +43,8 @@ class ContractiveResidual(FlowTransform):
     Cost: one pass of the net and ``D`` vjps (exact), about 4 (estimated, training) or 20 (estimated, evaluation) in the named direction; 10 to 40
     passes more in the other. Starts at the identity.
 
-    Under ``vmap`` an estimate needs ``randomness="different"``. In a compiled graph it has 20 terms, since their number must be fixed; under ``vmap``,
-    in a captured or in a compiled graph a fixed point has 20 iterations and two Newton steps, and NaN where they are not enough.
+    Under ``vmap`` an estimate needs ``randomness="different"``. There, and in captured and compiled graphs, an estimate has 20 terms, since their
+    number must be fixed, and a fixed point has 10 iterations and two Newton steps, with NaN where they are not enough.
 
     Raises:
         InversionError: the fixed point did not converge: how far it got, and where.
@@ -85,10 +85,11 @@ class ContractiveResidual(FlowTransform):
 
     def solve(self, v: Tensor, context: Tensor | None = None) -> FixedPoint:
         """The point ``u`` with ``u + g(u, context) = v``, with the iterations and the residual of each row."""
-        return self._solve(*self._check(v, context))
+        v, context = self._check(v, context)
+        return self._solve(v, self.net.tensors(context))
 
-    def _solve(self, v: Tensor, context: Tensor | None) -> FixedPoint:
-        return fixed_point(lambda u, v, *tensors: v - self.net.evaluate(u, *tensors), v.detach(), (v, *self.net.tensors(context)))
+    def _solve(self, v: Tensor, tensors: tuple[Tensor, ...]) -> FixedPoint:
+        return fixed_point(lambda u, v, *tensors: v - self.net.evaluate(u, *tensors), v.detach(), (v, *tensors))
 
     def _add(self, u: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         tensors = self.net.tensors(context)
@@ -96,12 +97,12 @@ class ContractiveResidual(FlowTransform):
 
     def _subtract(self, v: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         tensors = self.net.tensors(context)
-        u = fixed_point(lambda u, v, *tensors: v - self.net.evaluate(u, *tensors), v.detach(), (v, *tensors)).value
+        u = self._solve(v, tensors).value
         return u, -self._ladj(u, tensors)
 
     def _ladj(self, u: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
         if self.log_det == "exact" or (self.log_det == "auto" and self.dim <= EXACT_DIM):
             return log_det(lambda u: self.net.evaluate(u, *tensors), u)
         probe = torch.randn_like(u).sign()
-        fixed = not self.training or torch.compiler.is_compiling()
-        return estimate_log_det(self.net.evaluate, u, tensors, probe, [1.0] * EVALUATION_TERMS if fixed else roulette_weights())
+        weights = roulette_weights() if self.training else [1.0] * MANY_TERMS
+        return estimate_log_det(self.net.evaluate, u, tensors, probe, weights)

@@ -1,0 +1,311 @@
+"""Fixed points, log-det estimates and Lipschitz nets: against dense algebra, known solutions and the exact log-det."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import jacrev, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_flows import flows
+from pyro_flows.errors import InversionError, OptionError
+from pyro_flows.nets import LipschitzMLP, LipSwish
+from pyro_flows.nets.lipschitz import induced_norm, spectral_norm
+from pyro_flows.numerics import batch_jacobian, estimate_log_det, fixed_point, hutchinson_trace, log_det, roulette_weights
+from pyro_flows.transforms import ContractiveResidual
+
+INF = float("inf")
+
+
+def strong(dim: int, lipschitz: float = 0.97, **options) -> ContractiveResidual:
+    """A layer that uses its Lipschitz bound: orthogonal weights, and biases where the activations are steep."""
+    layer = ContractiveResidual(dim, hidden_features=(2 * dim, 2 * dim), lipschitz=lipschitz, **options).double()
+    with torch.no_grad():
+        for linear in layer.net.layers:
+            nn.init.orthogonal_(linear.weight, 3.0)
+            linear.bias.copy_(1.5 + 0.3 * torch.randn(linear.bias.shape))
+    return layer
+
+
+def sides(actual: Tensor, expected: Tensor, count: float = 4.5) -> None:
+    """The mean of the first dimension's draws is ``expected`` within ``count`` standard errors, each of many; on average within the usual one."""
+    se = actual.std(0) / len(actual) ** 0.5
+    z = ((actual.mean(0) - expected) / se.clamp_min(1e-300)).abs()
+    live = se > 1e-12
+    assert (z[live] < count).all() and z[live].square().mean() < 1.6
+    torch.testing.assert_close(actual.mean(0)[~live], expected[~live], rtol=1e-8, atol=1e-8)
+
+
+# --- fixed points
+
+
+@pytest.mark.parametrize("dim", (1, 2, 8, 40))
+@pytest.mark.parametrize("radius", (0.5, 0.97))
+def test_linear_fixed_points(dim, radius):
+    """x = a A x + b with |A| = 1, where the solution is known: rotations and reflections, which are hardest for plain steps."""
+    a = radius * torch.linalg.qr(torch.randn(dim, dim).double())[0]
+    b = torch.randn(6, dim).double().requires_grad_()
+    found = fixed_point(lambda x, b: x @ a.mT + b, torch.zeros(6, dim).double(), (b,))
+    eye = torch.eye(dim).double()
+    torch.testing.assert_close(found.value, torch.linalg.solve(eye - a, b.mT).mT, rtol=1e-10, atol=1e-10)
+    assert (found.residual == (found.value @ a.mT + b - found.value).abs().amax(-1)).all() and found.residual.max() < 1e-11
+    assert found.iterations.max() < (40 if dim <= 8 else 600)  # up to the window it is as good as Krylov's methods
+    v = torch.randn(6, dim).double()
+    (gradient,) = torch.autograd.grad(found.value, b, v)
+    torch.testing.assert_close(gradient, torch.linalg.solve((eye - a).mT, v.mT).mT, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_of_any_order():
+    w = (0.4 * torch.randn(3, 3)).double()
+    w = (w / torch.linalg.matrix_norm(w, 2) * 0.8).requires_grad_()
+    b = torch.randn(4, 3).double().requires_grad_()
+
+    def solve(w: Tensor, b: Tensor) -> Tensor:
+        return fixed_point(lambda x, w, b: torch.tanh(x @ w) + b, b.detach(), (w, b)).value
+
+    assert torch.autograd.gradcheck(solve, (w, b)) and torch.autograd.gradgradcheck(solve, (w, b))
+    third = [torch.func.jacrev(torch.func.jacrev(torch.func.grad(lambda c: solve(w, c[None]).sum())))(b[0])]
+    step = 1e-5
+
+    def hessian(c: Tensor) -> Tensor:
+        return torch.func.jacrev(torch.func.grad(lambda c: solve(w, c[None]).sum()))(c)
+
+    numeric = torch.stack([(hessian(b[0] + e) - hessian(b[0] - e)) / (2 * step) for e in step * torch.eye(3).double()], -1)
+    torch.testing.assert_close(third[0], numeric, rtol=1e-6, atol=1e-6)
+
+
+def test_a_row_does_not_feel_its_batch():
+    layer = strong(4)
+    y = torch.randn(50, 4).double() * torch.logspace(-3, 3, 50).double()[:, None]
+    together = layer.solve(y)
+    alone = [layer.solve(row) for row in y]
+    torch.testing.assert_close(together.value, torch.stack([r.value for r in alone]), rtol=1e-11, atol=1e-11)
+    assert (together.iterations - torch.stack([r.iterations for r in alone])).abs().max() <= 1
+
+
+def test_acceleration_pays():
+    """Plain steps need log(1e-14) / log(.95) = 630 evaluations."""
+    a = -0.95 * torch.eye(6).double()
+    found = fixed_point(lambda x: x @ a + 1.0, torch.zeros(3, 6).double())
+    assert found.iterations.max() < 8
+    torch.testing.assert_close(found.value, torch.full((3, 6), 1 / 1.95).double())
+
+
+def test_failures_are_reported():
+    start = torch.tensor([[0.5], [0.0], [3.0]]).double()
+    with pytest.raises(InversionError, match=r"1 of 3 points .* number 2, has residual .* after"):
+        fixed_point(lambda x: torch.where(x > 1, x + 1, x / 2), start, max_iterations=30)
+    with pytest.raises(InversionError, match="is the point finite"):
+        strong(2).solve(torch.tensor([[0.0, torch.nan], [1.0, 2.0]]).double())
+    with torch.no_grad():
+        graph = make_fx(lambda s: fixed_point(lambda x: torch.where(x > 1, x + 1 + x.sin(), x / 2), s).value)(start)
+    assert graph(start).isnan().flatten().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("direction", ("density", "sampling"))
+def test_inverse_of_strong_layers(direction):
+    for dim in (1, 2, 8, 32):
+        layer = strong(dim, direction=direction, log_det="exact")
+        there, back = ("inverse_and_ladj", "forward_and_ladj")[:: 1 if direction == "density" else -1]
+        x = 5 * torch.randn(100, dim).double()
+        with torch.no_grad():
+            y = getattr(layer, there)(x)[0]
+            found = layer.solve(y)
+            assert (y - x).abs().max() > 0.1
+            torch.testing.assert_close(getattr(layer, back)(y)[0], x, rtol=1e-10, atol=1e-10)
+        assert found.residual.max() < 1e-12 and found.iterations.max() < 60
+
+
+# --- log-dets
+
+
+def dense(f, x: Tensor) -> Tensor:
+    return vmap(jacrev(f))(x)
+
+
+def test_exact_log_det():
+    layer, x = strong(5), torch.randn(7, 5).double()
+    f = lambda u: layer.net.evaluate(u, *layer.net.tensors())  # noqa: E731
+    jacobian = dense(f, x)
+    torch.testing.assert_close(batch_jacobian(f, x), jacobian)
+    torch.testing.assert_close(log_det(f, x), torch.linalg.slogdet(torch.eye(5).double() + jacobian)[1])
+    assert torch.linalg.matrix_norm(jacobian, 2).max() > 0.3, "too weak a layer to show anything"
+    probes = torch.randn(20_000, 7, 5).double().sign()
+    estimate = hutchinson_trace(f, x.expand_as(probes), probes)
+    sides(estimate, jacobian.diagonal(dim1=-2, dim2=-1).sum(-1), 4)
+
+
+def test_roulette_weights():
+    lists = [roulette_weights() for _ in range(20_000)]
+    counts = torch.tensor([len(weights) for weights in lists]).double()
+    assert counts.min() == 2 and abs(counts.mean() - 4) < 3 * (2 / len(lists)) ** 0.5
+    for k in range(6):  # E[c_k 1(k <= N)] = 1: that is what makes the sum unbiased
+        terms = torch.tensor([weights[k] if k < len(weights) else 0.0 for weights in lists])
+        assert abs(terms.mean() - 1) <= 3 * terms.std() / len(lists) ** 0.5
+
+
+@pytest.mark.parametrize("training", (True, False), ids=("roulette", "20-terms"))
+@pytest.mark.parametrize("dim", (2, 5, 8))
+def test_estimates_are_unbiased(dim, training):
+    """Mean of the value and of the gradient by the point and by every parameter, against the exact ones; rows weigh differently."""
+    layer = strong(dim, log_det="estimate").train(training)
+    exact = copy.deepcopy(layer)
+    exact.log_det = "exact"
+    x, weight = torch.randn(3, dim).double(), torch.tensor([1.0, -2.0, 0.5]).double()
+
+    copies, draws = 20, 300  # probes are drawn for each copy, the cut for each call
+
+    def ask(layer: ContractiveResidual) -> tuple[Tensor, Tensor]:
+        points = x.expand(copies, 3, dim).clone().requires_grad_()
+        ladj = layer.inverse_and_ladj(points)[1]
+        gradients = torch.autograd.grad((ladj * weight).sum() / copies, [points, *layer.parameters()], allow_unused=True)
+        gradients = [gradients[0].sum(0), *(g for g in gradients[1:] if g is not None)]
+        return ladj.detach().mean(0), torch.cat([g.flatten() for g in gradients])
+
+    value, gradient = ask(exact)
+    found = [ask(layer) for _ in range(draws)]
+    assert value.abs().min() > 0.02
+    sides(torch.stack([v for v, _ in found]), value, 4)
+    sides(torch.stack([g for _, g in found]), gradient, 4.5)
+
+
+def test_noise_is_fresh():
+    layer, x = strong(12), torch.randn(3, 12).double()
+    for mode in (True, False):
+        layer.train(mode)
+        first, second = (layer.inverse_and_ladj(x)[1] for _ in range(2))
+        assert (first != second).all()
+        torch.manual_seed(3)
+        first = layer.inverse_and_ladj(x)[1]
+        torch.manual_seed(3)
+        assert torch.equal(first, layer.inverse_and_ladj(x)[1])
+    assert torch.equal(strong(8).inverse_and_ladj(x[:, :8])[1].isfinite(), torch.ones(3).bool())
+
+
+def test_the_estimate_keeps_no_graph():
+    """What the backward pass holds does not grow with the number of terms."""
+    layer, x = strong(12), torch.randn(3, 12).double().requires_grad_()
+    sizes = []
+    for terms in (1, 40):
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.append(t.numel()) or t, lambda t: t):
+            value = estimate_log_det(layer.net.evaluate, x, layer.net.tensors(), torch.ones_like(x), [1.0] * terms)
+        sizes.append(sum(held))
+    assert sizes[0] == sizes[1]
+    (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        torch.autograd.grad(gradient.sum(), x)
+
+
+def test_estimates_under_vmap_and_capture():
+    layer, x = strong(10, direction="sampling"), torch.randn(4, 10).double()
+    with pytest.raises(RuntimeError, match="random"):
+        vmap(layer.forward_and_ladj)(x)
+    exact = torch.linalg.slogdet(torch.eye(10).double() + dense(lambda u: layer.net(u), x))[1]
+    draws = vmap(vmap(lambda x: layer.forward_and_ladj(x)[1], randomness="different"), randomness="different")(x.expand(800, 4, 10))
+    sides(draws, exact, 4)
+    graph = make_fx(lambda x: layer.forward_and_ladj(x)[1])(x.expand(2000, 4, 10))
+    captured = graph(x.expand(2000, 4, 10))
+    sides(captured, exact, 4)
+    assert (graph(x.expand(2000, 4, 10)) != captured).any(), "the probes are drawn anew in each run"
+
+
+def test_compiled_estimates():
+    layer, x = strong(10, direction="sampling"), torch.randn(500, 10).double().requires_grad_()
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: layer.forward_and_ladj(x)[1], fullgraph=True, backend="eager")
+    layer.eval()
+    values, gradients = [], []
+    for f in (compiled, lambda x: layer.forward_and_ladj(x)[1]):
+        torch.manual_seed(0)
+        values.append(f(x))
+        gradients.append(torch.autograd.grad(values[-1].sum(), [x, *layer.net.parameters()], allow_unused=True))
+    torch.testing.assert_close(*values)
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None) and (a is None or torch.allclose(a, b))
+
+
+# --- nets
+
+
+def test_spectral_norm():
+    for m, n in ((1, 1), (3, 7), (64, 64), (100, 20)):
+        for weight in (torch.randn(m, n).double(), nn.init.orthogonal_(torch.empty(m, n)).double(), torch.zeros(m, n).double()):
+            exact = torch.linalg.matrix_norm(weight, 2)
+            assert exact * (1 - 1e-12) <= spectral_norm(weight) <= exact * min(m, n) ** (1 / 256) * (1 + 1e-12) + 1e-30
+            assert spectral_norm(1e-6 * weight).allclose(1e-6 * spectral_norm(weight))
+    weight = torch.randn(4, 3).double().requires_grad_()
+    assert torch.autograd.gradcheck(spectral_norm, (weight,)) and torch.autograd.gradgradcheck(spectral_norm, (weight,))
+
+
+@pytest.mark.parametrize("p", (1.0, 1.3, 2.0, 4.0, INF))
+def test_induced_norm_is_an_upper_bound(p):
+    for _ in range(5):
+        weight, x = torch.randn(6, 4).double(), torch.randn(5000, 4).double()
+        ratio = torch.linalg.vector_norm(x @ weight.mT, p, -1) / torch.linalg.vector_norm(x, p, -1)
+        bound = induced_norm(weight, torch.tensor(1 / p).double())
+        assert ratio.max() <= bound and ratio.max() > 0.5 * bound
+        if p in (1.0, INF):
+            torch.testing.assert_close(bound, torch.linalg.matrix_norm(weight, p))
+
+
+def test_a_learned_norm_can_leave_two():
+    raw = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    weight = torch.ones(5, 2).double()  # |W|_1 = 5, |W|_inf = 2
+    (slope,) = torch.autograd.grad(induced_norm(weight, torch.sigmoid(raw)), raw)
+    assert slope > 0.1
+
+
+@pytest.mark.parametrize("norm", (1.0, 2.0, 3.0, INF, "learned"))
+def test_nets_are_contractions(norm):
+    """The ratio is maximised over pairs, at weights far beyond the bound; the context is free."""
+    for widths in ((), (16,), (16, 16)):
+        net = LipschitzMLP(3, 3, widths, 2, lipschitz=0.9, norm=norm).double()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.dim():
+                    parameter.add_(5 * torch.randn_like(parameter))
+            if norm == "learned":
+                net.raw_p.fill_(0.7)
+        p = 1 / torch.sigmoid(net.raw_p).item() if norm == "learned" else norm
+        x, step, context = 3 * torch.randn(20_000, 3).double(), 1e-4 * torch.randn(20_000, 3).double(), torch.randn(20_000, 2).double()
+        moved = net(x + step, context) - net(x, context)
+        ratio = torch.linalg.vector_norm(moved, p, -1) / torch.linalg.vector_norm(step, p, -1)
+        assert ratio.max() < 0.9 + 1e-9
+        assert ratio.max() > 0.001 and (widths or ratio.max() > 0.4)
+        assert (net(x, 10 * context) - net(x, context)).abs().max() > 1
+
+
+def test_lip_swish():
+    x = torch.linspace(-50, 50, 200_001).double().requires_grad_()
+    for raw in (-3.0, 0.5, 4.0):
+        activation = LipSwish().double()
+        activation.raw_beta.data.fill_(raw)
+        (slope,) = torch.autograd.grad(activation(x).sum(), x)
+        assert 0.99 < slope.abs().max() < 1
+
+
+BROKEN = (
+    {"direction": "forward"},
+    {"lipschitz": 1.0},
+    {"lipschitz": 0.0},
+    {"norm": 0.5},
+    {"norm": "two"},
+    {"log_det": "maybe"},
+    {"hidden_features": (0,)},
+)
+
+
+@pytest.mark.parametrize("options", BROKEN, ids=str)
+def test_broken_options_are_refused(options):
+    with pytest.raises(OptionError):
+        ContractiveResidual(2, **options)
+
+
+@pytest.mark.parametrize("direction", ("density", "sampling"))
+def test_the_recipe_has_both_directions(direction):
+    flow = flows.residual(2, transforms=2, direction=direction)
+    assert flow.transform.one_pass == ("inverse" if direction == "density" else "forward")
