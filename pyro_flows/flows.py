@@ -289,8 +289,7 @@ def residual(
     Cost: one pass and a log-det in the direction named, ``"density"`` or ``"sampling"``; a fixed point of 10 to 40 passes a layer in the other.
     Reference: Residual flows (Chen et al., 2019), https://arxiv.org/abs/1906.02735
     """
-    options = (dim, context_dim, direction, hidden_features, lipschitz)
-    return _flow([ContractiveResidual(*options) for _ in range(_count(dim, transforms))], dim, base)
+    return _flow([ContractiveResidual(dim, context_dim, direction, hidden_features, lipschitz) for _ in range(_count(dim, transforms))], dim, base)
 
 
 def cinn(

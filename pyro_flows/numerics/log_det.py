@@ -82,7 +82,29 @@ def estimate_log_det(f: Map, x: Tensor, params: Sequence[Tensor], probe: Tensor,
     References: Residual flows for invertible generative modeling (Chen et al., 2019), https://arxiv.org/abs/1906.02735;
     Invertible residual networks (Behrmann et al., 2018), https://arxiv.org/abs/1811.00995
     """
+    if torch.compiler.is_compiling():  # where Dynamo refuses autograd functions of this kind; no second derivative exists there either
+        with torch.no_grad():
+            value, neumann = _series(f, weights, probe, x, *params)
+        slope = _last_term(f, neumann, probe, x, *params)
+        return value + slope - slope.detach()
     return _Estimate.apply(f, tuple(weights), probe, x, *params)[0]
+
+
+def _series(f: Map, weights: Sequence[float], probe: Tensor, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+    """The estimate, and the Neumann series of the probe, which the gradient needs."""
+    pullback = vjp(lambda z: f(z, *params), x)[1]
+    term = neumann = probe
+    value = torch.zeros_like(x[..., 0])
+    for k, weight in enumerate(weights, 1):
+        term = -pullback(term)[0]  # (-J^T)^k v
+        neumann = neumann + weight * term
+        value = value - weight / k * (term * probe).sum(-1)
+    return value, neumann
+
+
+def _last_term(f: Map, neumann: Tensor, probe: Tensor, x: Tensor, *params: Tensor) -> Tensor:
+    """The number whose gradient is that of the estimate, given the Neumann series."""
+    return (vjp(lambda z: f(z, *params), x)[1](neumann)[0] * probe).sum(-1)
 
 
 class _Estimate(torch.autograd.Function):
@@ -92,14 +114,7 @@ class _Estimate(torch.autograd.Function):
 
     @staticmethod
     def forward(f: Map, weights: tuple[float, ...], probe: Tensor, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        pullback = vjp(lambda z: f(z, *params), x)[1]
-        term = neumann = probe
-        value = torch.zeros_like(x[..., 0])
-        for k, weight in enumerate(weights, 1):
-            term = -pullback(term)[0]  # (-J^T)^k v
-            neumann = neumann + weight * term
-            value = value - weight / k * (term * probe).sum(-1)
-        return value, neumann
+        return _series(f, weights, probe, x, *params)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -112,8 +127,4 @@ class _Estimate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         neumann, probe, *point = ctx.saved_tensors
-
-        def last(x: Tensor, *params: Tensor) -> Tensor:
-            return (vjp(lambda z: ctx.f(z, *params), x)[1](neumann)[0] * probe).sum(-1)
-
-        return None, None, None, *vjp(last, *point)[1](grad)
+        return None, None, None, *vjp(lambda *point: _last_term(ctx.f, neumann, probe, *point), *point)[1](grad)
