@@ -17,7 +17,7 @@ __all__ = ["FixedPoint", "fixed_point"]
 Map = Callable[..., Tensor]
 
 WINDOW = 8  # steps that the acceleration looks back
-TRACED_ITERATIONS = 10  # where values cannot be looked at: under vmap, make_fx and torch.compile
+TRACED_ITERATIONS, NEWTON_STEPS = 10, 8  # where values cannot be looked at: under vmap, make_fx and torch.compile
 
 
 class FixedPoint(NamedTuple):
@@ -49,8 +49,8 @@ def fixed_point(
 
     Cost: one evaluation of ``f`` an iteration. The error is at most the residual over :math:`1 - L`, where :math:`L` is the Lipschitz constant.
 
-    Under ``vmap``, ``make_fx`` and ``torch.compile``, where values cannot be looked at, it makes 10 iterations and two Newton steps with the whole
-    Jacobian (``D`` vjps each), which carry the gradient, up to second order; rows that have not converged are NaN.
+    Under ``vmap``, ``make_fx`` and ``torch.compile``, where values cannot be looked at, it makes 10 iterations and 8 Newton steps with the whole
+    Jacobian (``D`` vjps each), of which the last two carry the gradient, up to second order; rows that have not converged are NaN.
 
     Raises:
         InversionError: rows that have not converged: how many, how far they got, and where.
@@ -131,12 +131,18 @@ def _traced(f: Callable[[Tensor], Tensor], start: Tensor, tol: float, floor: flo
         for _ in range(TRACED_ITERATIONS - 1):
             state.advance(f)
     x, eye = state.x, torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
-    for _ in range(2):
-        x = x + torch.linalg.solve_ex(eye - batch_jacobian(f, x), (f(x) - x).unsqueeze(-1))[0].squeeze(-1)
+
+    def newton(x: Tensor) -> Tensor:
+        return x + torch.linalg.solve_ex(eye - batch_jacobian(f, x), (f(x) - x).unsqueeze(-1))[0].squeeze(-1)
+
+    with torch.no_grad():
+        for _ in range(NEWTON_STEPS - 2):
+            x = newton(x)
+    x = newton(newton(x))  # derivatives up to second order
     with torch.no_grad():
         residual = _norm(f(x) - x)
         done = residual <= tol * (floor + _norm(start) + _norm(x))
-    return FixedPoint(torch.where(done.unsqueeze(-1), x, torch.nan), state.evaluations + 5, residual)
+    return FixedPoint(torch.where(done.unsqueeze(-1), x, torch.nan), state.evaluations + NEWTON_STEPS, residual)
 
 
 class _State:

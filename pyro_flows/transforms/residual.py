@@ -12,7 +12,6 @@ from ..errors import OptionError
 from ..nets import LipschitzMLP
 from ..nets.lipschitz import Norm
 from ..numerics import FixedPoint, estimate_log_det, fixed_point, log_det, roulette_weights
-from ..numerics.log_det import MANY_TERMS
 from .base import FlowTransform
 
 __all__ = ["ContractiveResidual"]
@@ -27,9 +26,9 @@ class ContractiveResidual(FlowTransform):
     :math:`u = x`: the forward map takes one pass. The other direction is a fixed point, :math:`u = v - g(u, c)`, found by Anderson's acceleration to
     rounding and differentiated implicitly; :meth:`solve` reports its iterations and residual.
 
-    The log-det is exact up to ``D = 8``. Beyond, while training, it is the unbiased estimate of :func:`~pyro_flows.numerics.estimate_log_det`, from
-    one random probe a point and a series cut at random (2 terms, and Poisson(2) more), both drawn anew in each call from torch's generator. In
-    evaluation mode the series has 20 terms, so the draws are the probes alone. Value and gradient are estimates of the same number in both modes.
+    The log-det is exact up to ``D = 8``. Beyond, it is the unbiased estimate of :func:`~pyro_flows.numerics.estimate_log_det`, from one random probe
+    a point and a series cut at random, both drawn anew in each call from torch's generator: after 2 terms and Poisson(2) more while training,
+    after 20 and Poisson(2) more in evaluation mode. Value and gradient are unbiased in both modes; the second is only less noisy.
 
     Args:
         dim: number of coordinates :math:`D`.
@@ -40,11 +39,11 @@ class ContractiveResidual(FlowTransform):
         norm: the :math:`p` of the norm in which the net contracts, from 1 to infinity, or ``"learned"``.
         log_det: ``"exact"``, ``"estimate"``, or ``"auto"``: exact up to ``D = 8``. It may be set later: ``flow.transform[0].log_det = "exact"``.
 
-    Cost: one pass of the net and ``D`` vjps (exact), about 4 (estimated, training) or 20 (estimated, evaluation) in the named direction; 10 to 40
+    Cost: one pass of the net and ``D`` vjps (exact), about 4 (estimated, training) or 22 (estimated, evaluation) in the named direction; 10 to 40
     passes more in the other. Starts at the identity.
 
     Under ``vmap`` an estimate needs ``randomness="different"``. There, and in captured and compiled graphs, an estimate has 20 terms, since their
-    number must be fixed, and a fixed point has 10 iterations and two Newton steps, with NaN where they are not enough.
+    number must be fixed, and a fixed point has 10 iterations and 8 Newton steps, with NaN where they are not enough.
 
     Raises:
         InversionError: the fixed point did not converge: how far it got, and where.
@@ -104,5 +103,4 @@ class ContractiveResidual(FlowTransform):
         if self.log_det == "exact" or (self.log_det == "auto" and self.dim <= EXACT_DIM):
             return log_det(lambda u: self.net.evaluate(u, *tensors), u)
         probe = torch.randn_like(u).sign()
-        weights = roulette_weights() if self.training else [1.0] * MANY_TERMS
-        return estimate_log_det(self.net.evaluate, u, tensors, probe, weights)
+        return estimate_log_det(self.net.evaluate, u, tensors, probe, roulette_weights(2 if self.training else 20))
