@@ -46,6 +46,10 @@ def roulette_weights(exact_terms: int = 2, mean: float = 2.0) -> list[float]:
     The series is cut after :math:`N = n + \mathrm{Poisson}(m)` terms; term :math:`k` has weight :math:`1 / P(N \ge k)`, which is 1 for the first
     ``exact_terms`` = :math:`n`. The number of terms is the length of the list, drawn from torch's generator. Where values cannot be looked at
     (``vmap``, ``make_fx``, ``torch.compile``) it cannot be random, and 20 terms of weight 1 are the answer.
+
+    Unbiased does not mean accurate: Poisson tails fall faster than any power, so the weights of late terms are huge and rare, and the variance is
+    infinite. Where the Jacobian has an eigenvalue near -1 an average of any practical size falls short: for ``log(1 - 0.9)`` = -2.303 the mean of
+    20,000 draws was -2.20 from 2 exact terms and -2.294 from 20; for ``log(1 - 0.97)`` = -3.507 it was -2.85 and -3.28.
     """
     if torch.compiler.is_compiling():
         return [1.0] * MANY_TERMS

@@ -28,7 +28,9 @@ class ContractiveResidual(FlowTransform):
 
     The log-det is exact up to ``D = 8``. Beyond, it is the unbiased estimate of :func:`~pyro_flows.numerics.estimate_log_det`, from one random probe
     a point and a series cut at random, both drawn anew in each call from torch's generator: after 2 terms and Poisson(2) more while training,
-    after 20 and Poisson(2) more in evaluation mode. Value and gradient are unbiased in both modes; the second is only less noisy.
+    after 20 and Poisson(2) more in evaluation mode. Value and gradient are unbiased in both modes,
+    but the noise has heavy tails where a layer contracts strongly (:func:`~pyro_flows.numerics.roulette_weights`): averages then overstate the
+    log-det of the one-pass direction. Report densities with ``log_det="exact"``, or train with a smaller ``lipschitz``.
 
     Args:
         dim: number of coordinates :math:`D`.
