@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.func import functional_call, grad, vjp
 from ..distributions import Flow
 from ..errors import OptionError
 from ..transforms import Standardize
+from .scores import push_score
 
 __all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step"]
 
@@ -32,14 +34,19 @@ class StepOutput(NamedTuple):
 
 
 class _Ends(nn.Module):
-    """Both directions of a flow as one module call, which is what ``functional_call`` needs."""
+    """What is asked of a flow's transform as one module call, which is what ``functional_call`` needs."""
 
     def __init__(self, flow: Flow) -> None:
         super().__init__()
         self.transform = flow.transform
 
-    def forward(self, direction: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        return self.transform.forward_and_ladj(value) if direction == "forward" else self.transform.inverse_and_ladj(value)
+    def forward(self, what: str, *args: Tensor) -> tuple[Tensor, ...]:
+        calls: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+            "forward": self.transform.forward_and_ladj,
+            "inverse": self.transform.inverse_and_ladj,
+            "push": partial(push_score, self.transform),
+        }
+        return calls[what](*args)
 
 
 class FlatFlow:
@@ -80,9 +87,9 @@ class FlatFlow:
         parts = [values[n].reshape(-1) if n in kept else torch.zeros_like(t).reshape(-1) for n, t in self._tensors.items()]
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def apply(self, parameters: Parameters, direction: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The flow's forward or inverse map, with its ladj."""
-        return functional_call(self._ends, parameters, (direction, value))
+    def apply(self, parameters: Parameters, what: str, *args: Tensor) -> tuple[Tensor, ...]:
+        """The flow's ``"forward"`` or ``"inverse"`` map, with its ladj; or ``"push"``, the forward map with ladj and score."""
+        return functional_call(self._ends, parameters, (what, *args))
 
     def log_prob(self, parameters: Parameters, x: Tensor) -> Tensor:
         """Log density of points ``(N, d)``."""
@@ -93,6 +100,12 @@ class FlatFlow:
         """Points and their log density from base draws ``(N, d)``."""
         x, ladj = self.apply(parameters, "forward", noise)
         return x, self.flow.base().log_prob(noise) - ladj
+
+
+def _slopes_and_values(function: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients ``(N, d)`` and values ``(N,)`` of a function at each of N points."""
+    values, pull = vjp(function, x)  # type: ignore[misc]
+    return pull(torch.ones_like(values))[0], values
 
 
 def _clean(gap: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,13 +127,15 @@ def _output(gradient: Tensor, gap: Tensor, sound: Tensor) -> StepOutput:
 
 def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
     """Sticking the landing: only the path through the draws carries gradient, so at q = p it has no variance."""
-    x, pull = vjp(lambda p: flat_flow.apply(p, "forward", noise)[0], parameters)  # type: ignore[misc]
+    start, log_base = _slopes_and_values(flat_flow.flow.base().log_prob, noise)
 
-    def total_gap(x: Tensor) -> tuple[Tensor, Tensor]:
-        gap = flat_flow.log_prob(parameters, x) - log_joint(x)
-        return gap.sum(), gap
+    def draw(parameters: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        x, ladj, score = flat_flow.apply(parameters, "push", noise, start)
+        return x, (log_base - ladj, score)
 
-    rows, gap = grad(total_gap, has_aux=True)(x)
+    x, pull, (log_q, score) = vjp(draw, parameters, has_aux=True)  # type: ignore[misc]
+    slope, log_p = _slopes_and_values(log_joint, x)
+    rows, gap = score - slope, log_q - log_p
     rows, sound = _clean(gap, rows)
     return _output(flat_flow.flatten(pull(rows / sound.sum().clamp(min=1))[0]), gap, sound)
 

@@ -76,27 +76,30 @@ class Coupling(FlowTransform):
     def extra_repr(self) -> str:
         return f"{self.univariate}, {super().extra_repr()}, moved={self.moved_index.tolist()}"
 
-    def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept and the moved coordinates of ``(*batch, D)``."""
         if self._runs is None:
-            kept, moved = value.index_select(-1, self.kept_index), value.index_select(-1, self.moved_index)
-        else:
-            parts = value.split(self._runs[0], -1)
-            kept, moved = parts if self._runs[1] else parts[::-1]
-        given = kept if context is None else torch.cat([kept, context], -1)
-        params = self.net(given).unflatten(-1, (moved.shape[-1], self.univariate.num_params))
-        return kept, moved, params.expand(*moved.shape, -1)
+            return value.index_select(-1, self.kept_index), value.index_select(-1, self.moved_index)
+        parts = value.split(self._runs[0], -1)
+        return parts if self._runs[1] else parts[::-1]
 
-    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
+    def join(self, kept: Tensor, moved: Tensor) -> Tensor:
+        """The inverse of :meth:`split`."""
         if self._runs is None:
             return torch.cat([kept, moved], -1).index_select(-1, self.back)
         return torch.cat([kept, moved] if self._runs[1] else [moved, kept], -1)
 
+    def params(self, kept: Tensor, moved: Tensor, context: Tensor | None = None) -> Tensor:
+        """The parameters of the map of each moved coordinate, ``(*moved.shape, P)``."""
+        given = kept if context is None else torch.cat([kept, context], -1)
+        return self.net(given).unflatten(-1, (moved.shape[-1], self.univariate.num_params)).expand(*moved.shape, -1)
+
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        kept, moved, params = self._parts(x, context)
-        moved, log_slope = self.univariate.forward(moved, params)
-        return self._join(kept, moved), log_slope.sum(-1)
+        kept, moved = self.split(x)
+        moved, log_slope = self.univariate.forward(moved, self.params(kept, moved, context))
+        return self.join(kept, moved), log_slope.sum(-1)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        kept, moved, params = self._parts(y, context)
-        moved, log_slope = self.univariate.inverse(moved, params)
-        return self._join(kept, moved), log_slope.sum(-1)
+        kept, moved = self.split(y)
+        moved, log_slope = self.univariate.inverse(moved, self.params(kept, moved, context))
+        return self.join(kept, moved), log_slope.sum(-1)
