@@ -62,7 +62,19 @@ UNIVARIATES = {
     "affine": U.Affine(),
     "sinh-arcsinh": U.SinhArcsinh(),
     "spline": U.RationalQuadraticSpline(bins=4, bound=SEAM),
+    **(
+        BY_ROOT := {
+            "mixture": U.MixtureCDF(components=3),
+            "gaussianization": U.Gaussianization(components=3),
+            "deep-sigmoid": U.DeepSigmoid(units=3),
+            "unconstrained": U.UnconstrainedMonotone(hidden=3, bound=SEAM),
+            "bernstein": U.BernsteinPolynomial(degree=5, bound=SEAM),
+            "sum-of-squares": U.SumOfSquares(degree=2, bound=SEAM),
+        }
+    ),
 }
+CIRCLE = {"circular": U.CircularSpline(bins=4)}  # of the circle, not of the line: test_univariate.py has its own checks of it
+NOT_MAPS = (U.Univariate, U.InvertedByRoot)  # the protocol, and the half of a map
 
 _small = {"hidden_features": (8, 8)}
 _tril = torch.tensor([[1.5, 0.0, 0.0], [-0.4, 0.3, 0.0], [2.0, 0.7, 4.0]])
@@ -117,6 +129,12 @@ def _structures(name: str, f: U.Univariate) -> list[Instance]:
     ]
 
 
+def _some_structures(name: str, f: U.Univariate) -> list[Instance]:
+    """One instance of each structure, for maps that cost many evaluations: conditional and not, the parameters free, moved at once and in turn."""
+    picked = ("elementwise-{}", "coupling-{}-context", "autoregressive-{}-density")
+    return [instance for instance in _structures(name, f) if instance.id in {p.format(name) for p in picked}]
+
+
 def _mixed() -> T.FlowTransform:
     f = UNIVARIATES["spline"]
     return T.Compose(
@@ -150,7 +168,8 @@ def _embedded() -> T.FlowTransform:
 ZOO: list[Instance] = [
     Instance("affine", partial(T.Affine, 3), 3),
     Instance("affine-1d-context", partial(T.Affine, 1, 2), 1, 2),
-    *(instance for name, f in UNIVARIATES.items() for instance in _structures(name, f)),
+    *(instance for name, f in BY_ROOT.items() for instance in _some_structures(name, f)),
+    *(instance for name, f in UNIVARIATES.items() if name not in BY_ROOT for instance in _structures(name, f)),
     Instance(
         "coupling-all-moved-context",
         partial(T.Coupling, U.Affine(), 2, torch.tensor([True, True]), context_dim=1, **_small),

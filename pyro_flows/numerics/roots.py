@@ -133,13 +133,14 @@ def _solve(f: Monotone, y: Tensor, params: tuple[Tensor, ...], x: Tensor) -> Ten
     low, high, moved = (torch.full_like(y, v) for v in (-torch.inf, torch.inf, torch.inf))
     given, y = y, torch.where(y.isfinite(), y, torch.zeros_like(y))
     x = torch.where(x.isfinite(), x, y)
-    done, far = ~given.isfinite(), _LEAP * y.abs()
+    done, far, noise = ~given.isfinite(), _LEAP * y.abs(), info.eps**0.7
     for _ in range(_TRACED_STEPS if traced else _STEPS):
         value, log_slope = f(x, *params)
         residual = value - y
         low, high = torch.where(residual <= 0, x, low), torch.where(residual >= 0, x, high)
         step, size, width = residual * (-log_slope).exp(), 1 + x.abs(), high - low
-        done = done | (step.abs() <= info.eps * size) | (width <= 2 * info.eps * size)
+        stalled = (step.abs() <= noise * size) & (step.abs() > 0.5 * moved)  # close by, Newton's step would square: this is rounding
+        done = done | stalled | (step.abs() <= info.eps * size) | (width <= 2 * info.eps * size)
         if not traced and bool(done.all()):
             break
         leap = _LEAP * size

@@ -1,8 +1,29 @@
-"""Increasing maps of the line, as pure functions of a point and its parameters."""
+"""Increasing maps of the line, and one of the circle, as pure functions of a point and its parameters."""
 
 from .affine import Affine, Shift, soft_clamp
-from .base import Univariate
+from .base import InvertedByRoot, Univariate
+from .circular import CircularSpline
+from .deep_sigmoid import DeepSigmoid
+from .gaussianization import Gaussianization
+from .mixture import MixtureCDF
+from .polynomial import BernsteinPolynomial, SumOfSquares
 from .sinh_arcsinh import SinhArcsinh
 from .spline import RationalQuadraticSpline
+from .unconstrained import UnconstrainedMonotone
 
-__all__ = ["Univariate", "Shift", "Affine", "RationalQuadraticSpline", "SinhArcsinh", "soft_clamp"]
+__all__ = [
+    "Univariate",
+    "InvertedByRoot",
+    "Shift",
+    "Affine",
+    "RationalQuadraticSpline",
+    "CircularSpline",
+    "SinhArcsinh",
+    "MixtureCDF",
+    "DeepSigmoid",
+    "Gaussianization",
+    "UnconstrainedMonotone",
+    "BernsteinPolynomial",
+    "SumOfSquares",
+    "soft_clamp",
+]

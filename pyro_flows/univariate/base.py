@@ -6,7 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Univariate"]
+from ..numerics import invert_monotone
+
+__all__ = ["Univariate", "InvertedByRoot"]
 
 
 @runtime_checkable
@@ -30,3 +32,18 @@ class Univariate(Protocol):
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """``(x, log dx/dy)``."""
         ...
+
+
+class InvertedByRoot:
+    """The inverse of a map that has no formula for it: the root of its forward map, with implicit gradients.
+
+    Raises:
+        InversionError: a root was not found (see :func:`~pyro_flows.numerics.invert_monotone`).
+    """
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        x = invert_monotone(self.forward, y, params)
+        return x, -self.forward(x, params)[1]

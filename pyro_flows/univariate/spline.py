@@ -71,7 +71,7 @@ class RationalQuadraticSpline:
     def _knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Left edges, bottom edges, widths, heights ``(..., K)`` and knot slopes ``(..., K + 1)``."""
         k, m = self.bins, self._mix
-        raw_w, raw_h, raw_d = params.split([k, k, k - 1], -1)
+        raw_w, raw_h, raw_d = params.split([k, k, params.shape[-1] - 2 * k], -1)
         p, q = torch.softmax(raw_w, -1), torch.softmax(raw_h, -1)
         p, q = p * (1 - 1e-3) + 1e-3 / k, q * (1 - 1e-3) + 1e-3 / k  # no bin vanishes
         xs, ys = self._edges(p + m * (q - p)), self._edges(q + m * (p - q))
@@ -79,9 +79,13 @@ class RationalQuadraticSpline:
         # would lose the gradient.
         widths, heights = xs.diff(dim=-1), ys.diff(dim=-1)
         secants = heights / widths
-        inner = torch.minimum(secants[..., 1:], secants[..., :-1]) * soft_clamp(raw_d, math.log(_KNOT_RATIO)).exp()
+        return xs[..., :-1], ys[..., :-1], widths, heights, self._slopes(secants, soft_clamp(raw_d, math.log(_KNOT_RATIO)).exp())
+
+    def _slopes(self, secants: Tensor, factors: Tensor) -> Tensor:
+        """The slopes at all ``K + 1`` knots; one at the two ends."""
+        inner = torch.minimum(secants[..., 1:], secants[..., :-1]) * factors
         one = torch.ones_like(inner[..., :1])
-        return xs[..., :-1], ys[..., :-1], widths, heights, torch.cat([one, inner, one], -1)
+        return torch.cat([one, inner, one], -1)
 
     def _edges(self, fractions: Tensor) -> Tensor:
         """The ``K + 1`` edges of bins that take these fractions of the interval; the outer ones exactly at its ends."""
@@ -97,23 +101,30 @@ class RationalQuadraticSpline:
         return (*picked, slopes.gather(-1, index).squeeze(-1), slopes.gather(-1, index + 1).squeeze(-1))
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        knots = self._knots(params)
         inside = x.abs() < self.bound
-        clamped = x.clamp(-self.bound, self.bound)  # before evaluating: where() would not mask the gradient
-        left, bottom, w, h, d0, d1 = self._bin(clamped, knots[0], knots)
-        s, t = h / w, (clamped - left) / w
-        u = t * (1 - t)
-        denominator = s + (d0 + d1 - 2 * s) * u
-        y = bottom + h * (s * t * t + d0 * u) / denominator
-        log_slope = 2 * (s / denominator).log() + (d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2).log()
+        y, log_slope = self._bend(x.clamp(-self.bound, self.bound), params)  # before evaluating: where() would not mask the gradient
         return torch.where(inside, y, x), torch.where(inside, log_slope, torch.zeros_like(x))
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        knots = self._knots(params)
         inside = y.abs() < self.bound
-        clamped = y.clamp(-self.bound, self.bound)
-        left, bottom, w, h, d0, d1 = self._bin(clamped, knots[1], knots)
-        s, r = h / w, (clamped - bottom) / h
+        x, log_slope = self._unbend(y.clamp(-self.bound, self.bound), params)
+        return torch.where(inside, x, y), torch.where(inside, log_slope, torch.zeros_like(y))
+
+    def _bend(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The forward map inside the interval."""
+        knots = self._knots(params)
+        left, bottom, w, h, d0, d1 = self._bin(x, knots[0], knots)
+        s, t = h / w, (x - left) / w
+        u = t * (1 - t)
+        denominator = s + (d0 + d1 - 2 * s) * u
+        y = bottom + h * (s * t * t + d0 * u) / denominator
+        return y, 2 * (s / denominator).log() + (d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2).log()
+
+    def _unbend(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse map inside the interval."""
+        knots = self._knots(params)
+        left, bottom, w, h, d0, d1 = self._bin(y, knots[1], knots)
+        s, r = h / w, (y - bottom) / h
         # r is the fraction of the height: solve (s - d0 + r e) t^2 + (d0 - r e) t - r s = 0 with e = d0 + d1 - 2 s, by the
         # stable root and with the discriminant as a sum of squares, which neither cancels nor vanishes.
         e = d0 + d1 - 2 * s
@@ -121,5 +132,4 @@ class RationalQuadraticSpline:
         t = 2 * r * s / (d0 - r * e + discriminant.sqrt())
         u = t * (1 - t)
         denominator = s + e * u
-        log_slope = 2 * (s / denominator).log() + (d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2).log()
-        return torch.where(inside, left + w * t, y), torch.where(inside, -log_slope, torch.zeros_like(y))
+        return left + w * t, -2 * (s / denominator).log() - (d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2).log()
