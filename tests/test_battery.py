@@ -536,9 +536,9 @@ def test_repr(case):
 # --- graphs
 
 
-# The last of each class, the formula with the most operations, and a root with functions of its own: tracing the rest would show nothing new.
+# The last of each class, the formula with the most operations, and a root: tracing the rest would show nothing new.
 TRACED = {type(case.make()): case for case in ZOO if "1d" not in case.id and "all-moved" not in case.id}
-_and_these = ("coupling-spline-context", "coupling-gaussianization-context")
+_and_these = ("coupling-spline-context", "coupling-mixture-context")
 TRACED = list({case.id: case for case in (*TRACED.values(), *(c for c in ZOO if c.id in _and_these))}.values())
 
 

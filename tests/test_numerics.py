@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import integrate, stats
 from torch import Tensor
 from torch.func import grad, hessian, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_flows.errors import InversionError, ShapeError
-from pyro_flows.numerics import invert_monotone
+from pyro_flows.numerics import clenshaw_curtis, integrate_from_zero, invert_monotone, log_ndtr, mills, ndtri_exp
 
 
 def cubic(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,3 +185,59 @@ def test_shapes_are_checked():
     for y, a in ((torch.ones(3), torch.ones(())), (torch.ones(2, 3), torch.ones(3)), (torch.ones(3), torch.ones(2))):
         with pytest.raises(ShapeError, match="must begin with the shape of y"):
             invert_monotone(cubic, y, a)
+
+
+# --- quadrature
+
+
+@pytest.mark.parametrize("panels", (2, 4, 8, 32))
+def test_clenshaw_curtis(panels):
+    nodes, weights = clenshaw_curtis(panels, doubles())
+    assert (weights > 0).all() and weights.sum().item() == pytest.approx(2)
+    for degree in range(panels + 2):  # an odd power is zero by symmetry
+        assert (weights * nodes**degree).sum().item() == pytest.approx((1 + (-1) ** degree) / (degree + 1), abs=1e-14)
+    assert clenshaw_curtis(panels, torch.zeros(1))[0].dtype == torch.float32
+
+
+def test_integrals_from_zero():
+    x = doubles(-3.0, 0.0, 0.5, 4.0)
+    got = integrate_from_zero(lambda t: torch.exp(-t * t / 2), x, 40)
+    expected = [integrate.quad(lambda t: math.exp(-t * t / 2), 0, v)[0] for v in x.tolist()]
+    torch.testing.assert_close(got, doubles(*expected), rtol=1e-12, atol=1e-14)
+
+
+# --- the normal distribution's tails
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_normal_tails(dtype):
+    tol = 20 * torch.finfo(dtype).eps
+    x = torch.tensor([-1e6, -1e3, -30.0, -5.0, -1.0, -1e-3, 0.0, 0.5, 3.0, 7.0, 1e3, 1e6], dtype=dtype, requires_grad=True)
+    value = log_ndtr(x)
+    exact = torch.from_numpy(stats.norm.logcdf(x.detach().double().numpy())).to(dtype)
+    torch.testing.assert_close(value.detach(), exact, rtol=tol, atol=tol)
+    (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    near, wide = x.detach().abs() < 25, x.detach().double().numpy()
+    hazard = torch.from_numpy(stats.norm.pdf(wide) / np.maximum(stats.norm.cdf(wide), 1e-300)).to(dtype)
+    torch.testing.assert_close(slope[near].detach(), hazard[near], rtol=1e-5, atol=tol)
+    torch.testing.assert_close(slope[:2].detach(), -x[:2].detach(), rtol=1e-5, atol=0)
+    assert torch.autograd.grad(slope.sum(), x)[0].isfinite().all()
+    log_p = torch.tensor([math.log(0.5), -1.0, -10.0, -59.0, -61.0, -100.0, -1e4, -1e12], dtype=dtype, requires_grad=True)
+    q = ndtri_exp(log_p)
+    torch.testing.assert_close(log_ndtr(q), log_p, rtol=tol, atol=tol)
+    (slope,) = torch.autograd.grad(q.sum(), log_p, create_graph=True)
+    torch.testing.assert_close(slope, mills(-q))
+    assert torch.autograd.grad(slope.sum(), log_p)[0].isfinite().all()
+
+
+def test_normal_functions_everywhere():
+    x = doubles(-12.0, -3.0, -0.7, 2.0).requires_grad_()
+    assert torch.autograd.gradcheck(log_ndtr, x) and torch.autograd.gradgradcheck(log_ndtr, x)
+    log_p = doubles(-70.0, -3.0, -0.8).requires_grad_()
+    assert torch.autograd.gradcheck(ndtri_exp, log_p) and torch.autograd.gradgradcheck(ndtri_exp, log_p)
+    torch.testing.assert_close(vmap(ndtri_exp)(log_p), ndtri_exp(log_p))
+    torch.testing.assert_close(vmap(grad(grad(ndtri_exp)))(log_p), jacrev(jacrev(ndtri_exp))(log_p).sum((1, 2)))
+    compiled = torch.compile(ndtri_exp, fullgraph=True, backend="eager")
+    for f in (compiled, make_fx(ndtri_exp)(log_p)):
+        torch.testing.assert_close(f(log_p), ndtri_exp(log_p))
+    torch.testing.assert_close(torch.autograd.grad(compiled(log_p).sum(), log_p), torch.autograd.grad(ndtri_exp(log_p).sum(), log_p))

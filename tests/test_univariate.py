@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import integrate, interpolate, special, stats
 from scipy.optimize import brentq
 from torch import Tensor
-from zoo import UNIVARIATES
+from zoo import BY_ROOT, CIRCLE, UNIVARIATES
 
+from pyro_flows import univariate as U
 from pyro_flows.errors import OptionError
 from pyro_flows.univariate import Affine, RationalQuadraticSpline, Univariate, soft_clamp
 
@@ -89,6 +91,144 @@ def test_round_trip_of_anything(f, data):
     assert above > y, "not increasing"
     if abs(x.item()) > 1e-6 and log_slope > -5:  # next to a knot the two may fall into different bins
         assert abs((log_slope + reverse).item()) < 1e-4
+
+
+# --- the maps that are inverted by a root
+
+each_root = pytest.mark.parametrize("f", BY_ROOT.values(), ids=BY_ROOT.keys())
+
+
+@each_root
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_inverse_of_far_away(f, dtype):
+    """Others return the end of a fixed bracket, silently: ``inv(f(25)) = 10``."""
+    x = torch.tensor([25.0, 1e2, 1e3, 1e4, 1e6], dtype=dtype)
+    x = torch.cat([x, -x])
+    for params in normal(10, f.num_params, scale=1.0, dtype=dtype):
+        y, log_slope = f.forward(x, params.expand(len(x), -1))
+        back, reverse = f.inverse(y, params.expand(len(x), -1))
+        tol = 1e-4 if dtype == torch.float32 else 1e-10
+        torch.testing.assert_close(back, x, rtol=tol, atol=tol)
+        torch.testing.assert_close(reverse, -log_slope, rtol=0, atol=100 * tol)
+
+
+@each_root
+def test_parts_differ_from_the_start(f):
+    """Equal parts would get equal gradients at the identity and stay equal: no two columns of the Jacobian may be proportional."""
+    x, params = torch.linspace(-2.5, 2.5, 200, dtype=torch.float64), torch.zeros(f.num_params, dtype=torch.float64)
+    jacobian = torch.func.jacrev(lambda p: f.forward(x, p.expand(200, -1))[0])(params)
+    assert torch.linalg.matrix_rank(jacobian, rtol=1e-9) >= 4
+
+
+def test_mixture_follows_the_published_formula():
+    """With a correction of no weight and no affine map: Flow++, equation 8, in scipy's words."""
+    f, x = U.MixtureCDF(3, min_slope=1e-12), torch.linspace(-6, 6, 50, dtype=torch.float64)
+    params = normal(f.num_params)
+    params[0], params[1], params[2] = 0.0, 0.0, -50.0
+    weights, locs, scales = params[3:6].softmax(0), params[6:9] + torch.linspace(-2, 2, 3).double(), (3 * (params[9:] / 3).tanh()).exp()
+    cdf = sum(w * stats.logistic.cdf(x.numpy(), m, s) for w, m, s in zip(weights.tolist(), locs.tolist(), scales.tolist(), strict=True))
+    np.testing.assert_allclose(f.forward(x, params.expand(50, -1))[0], special.logit(cdf), rtol=1e-9, atol=1e-9)
+
+
+def test_gaussianization_makes_a_mixture_normal():
+    f, x = U.Gaussianization(3, min_slope=1e-12), torch.linspace(-5, 5, 50, dtype=torch.float64)
+    params = normal(f.num_params)
+    params[0] = -50.0
+    weights, locs, scales = params[1:4].softmax(0), params[4:7] + torch.linspace(-2, 2, 3).double(), (3 * (params[7:] / 3).tanh()).exp()
+    parts = [(w, stats.norm(m, s)) for w, m, s in zip(weights.tolist(), locs.tolist(), scales.tolist(), strict=True)]
+    cdf, density = (sum(w * getattr(d, what)(x.numpy()) for w, d in parts) for what in ("cdf", "pdf"))
+    y, log_slope = f.forward(x, params.expand(50, -1))
+    np.testing.assert_allclose(stats.norm.cdf(y), cdf, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(stats.norm.logpdf(y) + log_slope.numpy(), np.log(density), rtol=1e-7, atol=1e-7)
+
+
+def test_unconstrained_integrates_its_slope():
+    f = U.UnconstrainedMonotone(hidden=4)
+    for params, x in zip(normal(5, f.num_params, scale=3.0), (-7.0, -3.0, 0.5, 3.9, 20.0), strict=True):
+        slope_at = lambda t, p=params: f.forward(p.new_tensor(t), p)[1].exp().item()  # noqa: E731
+        area = integrate.quad(slope_at, 0, x, points=[math.copysign(min(abs(x), f.bound), x)], limit=200, epsrel=1e-11)[0]
+        assert (f.forward(params.new_tensor(x), params)[0] - params[0]).item() == pytest.approx(area, rel=1e-8)
+
+
+def test_bernstein_is_its_formula():
+    f, params = U.BernsteinPolynomial(6, 3.0), normal(7)
+    increments = (4 * (params[1:] / 4).tanh()).exp()
+    coefficients = torch.cat([torch.zeros(1).double(), increments.cumsum(0)]) - increments.sum() / 2 + params[0]
+    x = torch.linspace(-3, 3, 20, dtype=torch.float64)
+    exact = interpolate.BPoly((coefficients - params[0])[:, None].numpy() + params[0].item(), [-3, 3])(x.numpy())
+    np.testing.assert_allclose(f.forward(x, params.expand(20, -1))[0] - params[0], exact - params[0].item(), rtol=1e-10, atol=1e-10)
+
+
+def test_sum_of_squares_is_its_formula():
+    f, params = U.SumOfSquares(3, 2.0), normal(9)
+    start = np.array([math.sqrt((1 - f.min_slope) / 2), 0, 0, 0])
+    p, q = (np.polynomial.Polynomial(start + c) for c in (params[1:5].numpy(), params[5:].numpy() / 2))
+    area = (p * p + q * q).integ()
+    x = torch.linspace(-2, 2, 20, dtype=torch.float64)
+    exact = f.min_slope * x.numpy() + 2 * (area(x.numpy() / 2) - area(0)) + params[0].item()
+    np.testing.assert_allclose(f.forward(x, params.expand(20, -1))[0], exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: U.MixtureCDF(1), "components"),
+        (lambda: U.Gaussianization(1), "components"),
+        (lambda: U.DeepSigmoid(1), "units"),
+        (lambda: U.DeepSigmoid(layers=0), "layers"),
+        (lambda: U.MixtureCDF(min_slope=0.0), "min_slope"),
+        (lambda: U.UnconstrainedMonotone(0), "hidden"),
+        (lambda: U.UnconstrainedMonotone(bound=0.0), "bound"),
+        (lambda: U.BernsteinPolynomial(0), "degree"),
+        (lambda: U.BernsteinPolynomial(bound=-1.0), "bound"),
+        (lambda: U.SumOfSquares(degree=0), "degree"),
+        (lambda: U.SumOfSquares(min_slope=1.0), "min_slope"),
+    ],
+)
+def test_maps_refuse(make, says):
+    with pytest.raises(OptionError, match=says):
+        make()
+
+
+# --- the circle
+
+
+@pytest.mark.parametrize("f", CIRCLE.values(), ids=CIRCLE.keys())
+class TestCircle:
+    """A bijection of the circle, smooth across the seam."""
+
+    def test_round_trips(self, f):
+        x, params = math.pi * (2 * torch.rand(200, 50).double() - 1), normal(200, 1, f.num_params, scale=3.0).expand(-1, 50, -1)
+        for there, back in (("forward", "inverse"), ("inverse", "forward")):
+            y, derivative, log_slope = slope(f, there, x, params)
+            again, reverse = getattr(f, back)(y, params)
+            assert (y >= -math.pi).all() and (y < math.pi).all()
+            torch.testing.assert_close((again - x).cos(), torch.ones_like(x), rtol=0, atol=1e-14)
+            torch.testing.assert_close(derivative.log(), log_slope, rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(reverse, -log_slope, rtol=1e-6, atol=1e-6)
+            if there == "forward":
+                assert derivative.min() >= f.min_slope * (1 - 1e-6)
+
+    def test_it_goes_round_once(self, f):
+        """The slope integrates to one turn, and the seam is a point like any other."""
+        x, params = torch.linspace(-math.pi, math.pi, 20_001, dtype=torch.float64)[:-1], normal(20, 1, f.num_params).expand(-1, 20_000, -1)
+        _, log_slope = f.forward(x.expand(20, -1), params)
+        torch.testing.assert_close(log_slope.exp().mean(-1), torch.ones(20).double(), rtol=1e-4, atol=0)
+        ends = torch.tensor([-math.pi, -math.pi + 1e-9, math.pi - 1e-9], dtype=torch.float64).expand(20, -1)
+        y, at_seam = f.forward(ends, params[:, :3])
+        torch.testing.assert_close(at_seam, at_seam[:, :1].expand(-1, 3), rtol=0, atol=1e-5)
+        torch.testing.assert_close((y - y[:, :1]).cos(), torch.ones(20, 3).double(), rtol=0, atol=1e-9)
+        assert (at_seam[:, 0].abs() > 1e-2).any()  # free, not one
+
+    def test_identity_phase_and_turns(self, f):
+        x, params = math.pi * (2 * torch.rand(100).double() - 1), torch.zeros(100, f.num_params).double()
+        torch.testing.assert_close(f.forward(x, params)[0], x)
+        params[:, -1] = 1.0
+        torch.testing.assert_close((f.forward(x, params)[0] - x - 1).cos(), torch.ones(100).double())
+        params = normal(f.num_params).expand(100, -1)
+        for got, expected in zip(f.forward(x + 4 * math.pi, params), f.forward(x, params), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+        assert f == pickle.loads(pickle.dumps(f)) and hash(f) == hash(dataclasses.replace(f))
 
 
 # --- the affine map

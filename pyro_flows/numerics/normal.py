@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = ["log_ndtr", "mills", "ndtri_exp"]
 
+_LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 _FAR = 8.0  # beyond, a probability is one in double precision; and erfcx of it would overflow once squared
 
 
@@ -18,29 +19,23 @@ def mills(x: Tensor) -> Tensor:
     return math.sqrt(math.pi / 2) * torch.special.erfcx(x.clamp(min=-_FAR) / math.sqrt(2))
 
 
-class _LogNdtr(torch.autograd.Function):
-    """torch's own derivative is a difference of squares: nothing is left of it beyond a thousand in single precision."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.special.log_ndtr(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0] / mills(-ctx.saved_tensors[0])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
-        return _LogNdtr.apply(x), in_dims[0]  # type: ignore[no-untyped-call]
-
-
 def log_ndtr(x: Tensor) -> Tensor:
-    r""":math:`\log\Phi(x)`, as ``torch.special.log_ndtr``, with derivatives that are right in the tails too."""
-    return _LogNdtr.apply(x)  # type: ignore[no-untyped-call]
+    r""":math:`\log\Phi(x)`, as ``torch.special.log_ndtr``, whose derivative is noise beyond a thousand in single precision."""
+    low, high = x.clamp(max=0.0), x.clamp(min=0.0, max=_FAR)  # before evaluating: where() would not mask the gradient
+    lower = mills(-low).log() - 0.5 * low * low - _LOG_ROOT_2PI
+    upper = torch.log1p(-mills(high) * (-0.5 * high * high - _LOG_ROOT_2PI).exp())
+    return torch.where(x < 0, lower, upper)
+
+
+def _quantile(log_p: Tensor) -> Tensor:
+    near = torch.special.ndtri(log_p.clamp(min=-80.0).exp())
+    t = (-2 * log_p.clamp(max=-40.0)).sqrt()
+    far = -(t * t - 2 * _LOG_ROOT_2PI - 2 * t.log()).sqrt()
+    return _newton(_newton(torch.where(log_p > -60.0, near, far), log_p), log_p)
+
+
+def _newton(q: Tensor, log_p: Tensor) -> Tensor:
+    return q - (log_ndtr(q) - log_p) * mills(-q)
 
 
 class _Quantile(torch.autograd.Function):
@@ -48,13 +43,7 @@ class _Quantile(torch.autograd.Function):
 
     @staticmethod
     def forward(log_p: Tensor) -> Tensor:
-        near = torch.special.ndtri(log_p.clamp(min=-80.0).exp())
-        t = (-2 * log_p.clamp(max=-40.0)).sqrt()
-        far = -(t * t - math.log(2 * math.pi) - 2 * t.log()).sqrt()
-        q = torch.where(log_p > -60.0, near, far)
-        for _ in range(2):
-            q = q - (torch.special.log_ndtr(q) - log_p) * mills(-q)
-        return q
+        return _quantile(log_p)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -71,4 +60,6 @@ class _Quantile(torch.autograd.Function):
 
 def ndtri_exp(log_p: Tensor) -> Tensor:
     r""":math:`\Phi^{-1}(e^{\ell})` for :math:`\ell \le \log\frac12`, finite however small the probability is."""
+    if torch.compiler.is_compiling():  # Dynamo makes an instance of every Function, which torch warns of; two steps: right up to the third order
+        return _newton(_newton(_quantile(log_p.detach()).detach(), log_p), log_p)
     return _Quantile.apply(log_p)  # type: ignore[no-untyped-call]

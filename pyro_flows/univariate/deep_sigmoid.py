@@ -39,7 +39,7 @@ class DeepSigmoid(InvertedByRoot):
     min_slope: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_mixture("DeepSigmoid", self.units, self.min_slope)
+        check_mixture("DeepSigmoid", self.units, self.min_slope, "units")
         if self.layers < 1:
             raise OptionError(f"DeepSigmoid: layers must be at least 1, got {self.layers}")
 

@@ -18,10 +18,10 @@ _MAX_LOG_SCALE = 3.0
 _SPREAD = 2.0
 
 
-def check_mixture(name: str, components: int, min_slope: float) -> None:
+def check_mixture(name: str, components: int, min_slope: float, called: str = "components") -> None:
     """Raises an ``OptionError`` unless there are two components and a possible slope."""
     if components < 2:
-        raise OptionError(f"{name}: components must be at least 2, got {components}")
+        raise OptionError(f"{name}: {called} must be at least 2, got {components}")
     if not 0 < min_slope < 1:
         raise OptionError(f"{name}: min_slope must lie in (0, 1), got {min_slope}")
 
