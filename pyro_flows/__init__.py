@@ -1,6 +1,6 @@
 """pyro_flows: normalizing flows for Pyro. Fit a model, get a posterior, and know when to distrust it."""
 
-from . import diagnostics, distributions, errors, flows, guides, infer, nets, transforms, univariate
+from . import diagnostics, distributions, errors, flows, guides, infer, nets, numerics, transforms, univariate
 from .distributions import Flow, FlowDistribution
 from .guides import AutoFlow
 from .infer import FlowVI, Posterior, fit
@@ -20,6 +20,7 @@ __all__ = [
     "guides",
     "infer",
     "nets",
+    "numerics",
     "transforms",
     "univariate",
 ]

@@ -31,8 +31,13 @@ RECIPES = {
     "nsf_ar": partial(flows.nsf_ar, bins=5),
     "residual": partial(flows.residual, transforms=2),
     "cinn": partial(flows.cinn, feature_dim=3),
+    "naf": partial(flows.naf, units=3),
+    "umnn": partial(flows.umnn, units=3, bound=3.0),
+    "flowpp": partial(flows.flowpp, components=3),
+    "sos": partial(flows.sos, degree=2),
+    "bernstein": partial(flows.bernstein, degree=5),
 }
-WITHOUT_NETS = ("planar", "radial", "sylvester")  # and so without hidden_features
+WITHOUT_NETS = ("planar", "radial", "sylvester", "gaussianization")  # and so without hidden_features
 RECIPES |= {name: partial(lambda make, *args, hidden_features=(), **options: make(*args, **options), getattr(flows, name)) for name in WITHOUT_NETS}
 RECIPES["bnaf"] = lambda *args, hidden_features=(3,), **options: flows.bnaf(*args, hidden_factors=[min(n, 3) for n in hidden_features], **options)
 DIMS = range(1, 13)

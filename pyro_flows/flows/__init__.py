@@ -1,0 +1,16 @@
+"""Recipes: one short function for each published architecture, returning a :class:`~pyro_flows.distributions.Flow`.
+
+Options that mean the same carry the same name everywhere. Stacks alternate complementary masks, or an order and its reverse, so every coordinate is
+transformed. Each starts at the identity: the flow is its base until it is trained. All take
+
+- ``dim``: number of coordinates; ``context_dim``: size of the context, 0 for none;
+- ``transforms``: number of layers; ``hidden_features``: widths of each conditioner, where there is one;
+- ``base``: base module, standard normal by default.
+"""
+
+from .classic import cinn, iaf, maf, nice, nsf, nsf_ar, realnvp
+from .mixing import bnaf, planar, radial, residual, sylvester
+from .monotone import bernstein, flowpp, gaussianization, naf, sos, umnn
+
+__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar", "cinn", "naf", "umnn", "flowpp", "gaussianization", "sos", "bernstein"]
+__all__ += ["planar", "radial", "sylvester", "bnaf", "residual"]
