@@ -130,9 +130,9 @@ def _structures(name: str, f: U.Univariate) -> list[Instance]:
 
 
 def _some_structures(name: str, f: U.Univariate) -> list[Instance]:
-    """One instance of each structure, for maps that cost many evaluations: conditional and not, the parameters free, moved at once and in turn."""
-    picked = ("elementwise-{}", "coupling-{}-context", "autoregressive-{}-density")
-    return [instance for instance in _structures(name, f) if instance.id in {p.format(name) for p in picked}]
+    """A map that costs many evaluations: with parameters that are free, or given at once, or in turn."""
+    picked = [f"coupling-{name}-context", f"autoregressive-{name}-density"] + ["elementwise-gaussianization"] * (name == "gaussianization")
+    return [instance for instance in _structures(name, f) if instance.id in picked]
 
 
 def _mixed() -> T.FlowTransform:

@@ -99,7 +99,7 @@ class SumOfSquares(InvertedByRoot):
 
     degree: int = 4
     bound: float = 5.0
-    min_slope: float = 1e-3
+    min_slope: float = 1e-2
 
     def __post_init__(self) -> None:
         _check("SumOfSquares", self.degree, self.bound)
