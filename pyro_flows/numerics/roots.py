@@ -43,7 +43,7 @@ def invert_monotone(f: Monotone, y: Tensor, *params: Tensor, start: Tensor | Non
             (``make_fx``, ``torch.compile``, a CUDA capture), which can neither stop early nor raise, such points are NaN.
         ShapeError: leading dimensions differ.
 
-    Cost: about 5 to 10 evaluations of ``f`` where it is smooth; 32 in a traced graph.
+    Cost: 7 to 20 evaluations of ``f`` where it is smooth; 32 in a traced graph.
 
     Example:
         >>> import torch
