@@ -89,8 +89,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, float]:
         return plain, 0.0
     result = torch.as_tensor(np.asarray(smoothed), dtype=plain.dtype, device=plain.device)
     khat = float(khat)
-    if math.isinf(khat):  # arviz 0.x: fewer than five weights stand out of a level tail
-        khat = 0.0
+    if math.isinf(khat):  # arviz 0.x: fewer than five weights stand out, of a level tail or of weights that vanish beside them
+        khat = 0.0 if ess_fraction(plain) > 0.5 else math.inf
     return result - torch.logsumexp(result, 0), khat
 
 

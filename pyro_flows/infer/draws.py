@@ -102,5 +102,10 @@ def log_prob(guide: AutoFlow, samples: Mapping[str, Tensor]) -> Tensor:
             wanted = f"{tuple(batch)} + {tuple(site.shape)}"
             raise ShapeError(f"log_prob: site {site.name!r} has shape {tuple(value.shape)}, expected {wanted}")
         values[site.name] = value
+    inside = torch.ones(batch or (), dtype=torch.bool, device=like.device)
+    for site in guide.sites:
+        checked = site.support.check(values[site.name])
+        inside = inside & checked.reshape(*inside.shape, -1).all(-1)
     z = guide.pack(values)
-    return guide.flow().log_prob(z) - guide.unpack_ladj(z)
+    log_q = guide.flow().log_prob(z) - guide.unpack_ladj(z)
+    return torch.where(inside, log_q, torch.full_like(log_q, -torch.inf))  # a bijection's inverse would clamp a point outside

@@ -15,10 +15,10 @@ from .checkpoint import Checkpoint
 from .context import running, seeded
 from .engine import ENGINES
 from .inputs import check_inputs, converted, set_up
-from .objectives import OBJECTIVES
+from .objectives import check_objective
 from .posterior import Posterior
 from .progress import Progress
-from .run import Run
+from .run import AFFINE_PARTICLES, Run
 
 __all__ = ["FlowVI", "fit"]
 
@@ -91,12 +91,13 @@ class FlowVI:
             raise ModelError(f"model must be a Pyro model, that is, callable; got {type(model).__name__}")
         if guide is not None and not isinstance(guide, AutoFlow):
             raise OptionError(f"guide must be an AutoFlow, got {type(guide).__name__}: use stock SVI for other guides")
-        for name, value, known in (("engine", engine, ENGINES), ("objective", objective, tuple(OBJECTIVES))):
-            if value not in known:
-                raise OptionError(f"{name}={value!r} is not known: choose one of {', '.join(known)}")
+        if engine not in ENGINES:
+            raise OptionError(f"engine={engine!r} is not known: choose one of {', '.join(ENGINES)}")
         for name, number in (("num_particles", num_particles), ("max_steps", max_steps), ("num_eval", num_eval)):
             if not isinstance(number, int) or number < (2 if name == "num_particles" else 1):
                 raise OptionError(f"{name} must be a positive integer{', at least 2' * (name == 'num_particles')}, got {number!r}")
+        check_objective(objective, min(num_particles, AFFINE_PARTICLES))
+        check_objective(objective, num_particles)
         if not lr > 0:
             raise OptionError(f"lr must be positive, got {lr}")
         if dtype not in (torch.float32, torch.float64):

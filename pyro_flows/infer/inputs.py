@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DtypeError, ModelError, PyroFlowsError, SupportError
+from ..errors import DtypeError, ModelError, PyroFlowsError, ShapeError, SupportError
 from ..guides import AutoFlow
 from .log_joint import LogJoint
 
@@ -34,7 +34,7 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for name, value in (leaf for n, v in named for leaf in _walk(v, n)):
         if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
             value = torch.from_numpy(value)
-        if isinstance(value, float):
+        if isinstance(value, (float, np.floating)):
             value = torch.tensor(value)
         if isinstance(value, Tensor) and value.is_floating_point():
             bad = ~torch.isfinite(value)
@@ -90,6 +90,7 @@ def set_up(
 
     Raises:
         ModelError: the model fails, has nothing to infer, or has no finite density near the start.
+        ShapeError: data that do not line up with their likelihood.
         SupportError: a site without a bijection from the reals.
         DtypeError: the model mixes dtypes or devices.
     """
@@ -108,9 +109,10 @@ def set_up(
 
 
 def _check_observations(log_joint: LogJoint) -> None:
-    """Raise a ``SupportError`` that names the site when data lie outside their likelihood's support: nothing checks it while a model is vmapped."""
+    """Raise an error that names the site when data do not fit their likelihood: nothing checks it while a model is vmapped."""
     for name, site in log_joint.trace.nodes.items():
         if name in log_joint.likelihood_sites:
+            _check_shape(name, site)
             try:
                 inside = site["fn"].support.check(site["value"])
             except (NotImplementedError, AttributeError):  # a distribution that does not say
@@ -118,6 +120,21 @@ def _check_observations(log_joint: LogJoint) -> None:
             if not bool(inside.all()):
                 count = int((~inside).sum())
                 raise SupportError(f"site {name!r}: {count} observed value(s) lie outside the support {site['fn'].support}: correct the data")
+
+
+def _check_shape(name: str, site: dict[str, Any]) -> None:
+    """Raise a ``ShapeError`` where data broadcast against their distribution instead of lining up with it, or do not fit the plates."""
+    shape, batch = site["log_prob"].shape, site["fn"].batch_shape
+    value = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
+    sizes = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
+    fits = all(-dim <= len(shape) and shape[dim] in (1, size) for dim, size in sizes.items())
+    inside = not sizes or all(shape[dim] == 1 or dim in sizes for dim in range(-len(shape), 0))
+    if shape.numel() > max(batch.numel(), value.numel()) or not fits or not inside:
+        plates = ", ".join(f"{f.name!r} of size {f.size}" for f in site["cond_indep_stack"] if f.vectorized)
+        raise ShapeError(
+            f"site {name!r}: values of shape {tuple(value)} under a distribution of shape {tuple(batch)}{f' in plate {plates}' if plates else ''} "
+            f"give a log density of shape {tuple(shape)}: give the data the shape that the model expects"
+        )
 
 
 def _culprits(log_joint: LogJoint) -> str:

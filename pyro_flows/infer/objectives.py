@@ -16,12 +16,14 @@ from ..errors import OptionError
 from ..transforms import Standardize
 from .scores import push_score
 
-__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step"]
+__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective"]
 
 LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
 _CLIP = 10.0  # a particle's gradient is shortened to this many times the median
+_LOST_COST = 100.0  # nats: what all of the mass would cost
 _IWAE_GROUP = 8
+_NO_WEIGHT = -1e30  # log weight of a dropped particle: finite, so that its gradient is zero and not NaN
 
 
 class StepOutput(NamedTuple):
@@ -113,7 +115,7 @@ def _clean(gap: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     sound = torch.isfinite(rows).all(-1) & torch.isfinite(gap)
     rows = torch.where(sound.unsqueeze(-1), rows, torch.zeros_like(rows))
     norms = rows.norm(dim=-1)
-    limit = _CLIP * norms.median()
+    limit = _CLIP * torch.where(sound, norms, torch.full_like(norms, torch.nan)).nanmedian().nan_to_num(0.0)
     return rows * (limit / norms.clamp(min=torch.finfo(rows.dtype).tiny)).clamp(max=1.0).unsqueeze(-1), sound
 
 
@@ -122,7 +124,10 @@ def _output(gradient: Tensor, gap: Tensor, sound: Tensor) -> StepOutput:
     clean = torch.where(sound, gap, torch.zeros_like(gap))
     mean = clean.sum() / count
     spread = (torch.where(sound, gap - mean, torch.zeros_like(gap)) ** 2).sum() / (count - 1).clamp(min=1)
-    return StepOutput(gradient, -mean, spread, sound.logical_not().sum())
+    lost = 1 - sound.sum() / len(gap)  # mass where the density is zero or not a number: leaving it out must not look like progress
+    elbo = torch.where(lost < 1, -mean - _LOST_COST * lost, -torch.inf)
+    spread = torch.where(lost < 1, spread, torch.inf)
+    return StepOutput(gradient, elbo, spread, sound.logical_not().sum())
 
 
 def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
@@ -151,14 +156,16 @@ def _total(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., StepOutput
             return loss(torch.where(sound, gap, torch.zeros_like(gap)), sound), (gap, sound)
 
         gradient, (gap, sound) = grad(objective, has_aux=True)(parameters)
-        return _output(torch.nan_to_num(flat_flow.flatten(gradient), 0.0, 0.0, 0.0), gap, sound)
+        return _output(flat_flow.flatten(gradient), gap, sound)  # the trainer passes over a gradient that is not finite
 
     return step
 
 
 def _iwae_loss(gap: Tensor, sound: Tensor) -> Tensor:
-    groups = (-gap).reshape(-1, _IWAE_GROUP)
-    return -(torch.logsumexp(groups, -1) - math.log(_IWAE_GROUP)).mean()
+    weights = torch.where(sound, -gap, torch.full_like(gap, _NO_WEIGHT)).reshape(-1, _IWAE_GROUP)
+    alive = sound.reshape(weights.shape).any(-1)
+    bounds = torch.logsumexp(weights, -1) - math.log(_IWAE_GROUP)
+    return -torch.where(alive, bounds, torch.zeros_like(bounds)).sum() / alive.sum().clamp(min=1)
 
 
 def _forward_kl(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
@@ -169,7 +176,7 @@ def _forward_kl(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Paramete
     weights = torch.softmax(torch.where(sound, -gap, torch.full_like(gap, -torch.inf)), 0)
     fixed = torch.where(sound.unsqueeze(-1), x, torch.zeros_like(x)).detach()
     gradient = grad(lambda p: -(weights.detach() * flat_flow.log_prob(p, fixed)).sum())(parameters)
-    return _output(torch.nan_to_num(flat_flow.flatten(gradient), 0.0, 0.0, 0.0), gap, sound)
+    return _output(flat_flow.flatten(gradient), gap, sound)
 
 
 OBJECTIVES: dict[str, Callable[[FlatFlow, LogDensity, Parameters, Tensor], StepOutput]] = {
@@ -180,15 +187,20 @@ OBJECTIVES: dict[str, Callable[[FlatFlow, LogDensity, Parameters, Tensor], StepO
 }
 
 
+def check_objective(objective: str, num_particles: int) -> None:
+    """Raise an ``OptionError`` for an unknown objective, or a number of particles that it cannot use."""
+    if objective not in OBJECTIVES:
+        raise OptionError(f"objective={objective!r} is not known: choose one of {', '.join(OBJECTIVES)}")
+    if objective == "iwae" and num_particles % _IWAE_GROUP:
+        raise OptionError(f"objective='iwae' needs num_particles to be a multiple of {_IWAE_GROUP}, got {num_particles}")
+
+
 def build_step(flat_flow: FlatFlow, log_joint: LogDensity, objective: str, num_particles: int) -> Callable[[Tensor, Tensor], tuple[Any, ...]]:
     """The step of an objective, as a function ``(parameters (P,), noise (N, d)) -> StepOutput`` of tensors.
 
     Raises:
         OptionError: an unknown objective, or a number of particles that it cannot use.
     """
-    if objective not in OBJECTIVES:
-        raise OptionError(f"objective={objective!r} is not known: choose one of {', '.join(OBJECTIVES)}")
-    if objective == "iwae" and num_particles % _IWAE_GROUP:
-        raise OptionError(f"objective='iwae' needs num_particles to be a multiple of {_IWAE_GROUP}, got {num_particles}")
+    check_objective(objective, num_particles)
     step = OBJECTIVES[objective]
     return lambda flat, noise: tuple(step(flat_flow, log_joint, flat_flow.unflatten(flat), noise))

@@ -73,7 +73,7 @@ class Posterior:
         engines: Mapping[str, str] | None = None,
         seed: int = 0,
     ) -> None:
-        self.guide, self.log_joint, self.evaluation = guide, log_joint, evaluation
+        self.guide, self.log_joint, self.evaluation = guide.eval(), log_joint, evaluation  # a posterior does not change when it is asked
         self.history = [dict(record) for record in history]
         self.converged, self.warnings = converged, list(warnings)
         self.num_log_density_evaluations, self.seed = num_log_density_evaluations, seed
@@ -114,7 +114,7 @@ class Posterior:
             if log_joint is None:
                 with running(guide.setup(*args, **kwargs).flow().sample().dtype, validate=True):
                     log_joint = LogJoint(guide.model, guide, args, kwargs)
-            evaluation = evaluate_guide(guide, log_joint, num_samples)
+            evaluation = evaluate_guide(guide.eval(), log_joint, num_samples)
         warnings = list(warnings)
         if log_joint.stochastic:
             warnings.append(f"the model's density is random, so ESS and k-hat look worse than they are: {log_joint.reason}")

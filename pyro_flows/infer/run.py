@@ -24,11 +24,12 @@ from .warm_start import find_start
 if TYPE_CHECKING:
     from .flow_vi import FlowVI
 
-__all__ = ["Run"]
+__all__ = ["AFFINE_PARTICLES", "Run"]
 
 logger = logging.getLogger("pyro_flows")
 _AFFINE_LR = 2e-2
-_AFFINE_ROUNDS, _AFFINE_PARTICLES = 4, 64
+_AFFINE_ROUNDS = 4
+AFFINE_PARTICLES = 64  # at most
 _KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")  # in a checkpoint
 _PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
 _MATCHED = 2e-3  # variance of the log weights below which a flow has nothing to add
@@ -124,9 +125,9 @@ class Run:
         """Train the affine layer alone, in rounds. Each round is folded into the fixed layer, so that the next works on whitened coordinates."""
         guide = self.guide
         flow = Flow(guide.flow.base, Compose([guide.affine, guide.standardize]))
-        particles = min(_AFFINE_PARTICLES, self.options.num_particles)
+        particles = min(AFFINE_PARTICLES, self.options.num_particles)
         foldable = isinstance(guide.affine, TriangularLinear)
-        schedule = Schedule(max_steps=1000, lr=_AFFINE_LR)
+        schedule = Schedule(max_steps=min(1000, self.options.max_steps), lr=_AFFINE_LR)
         if foldable:
             steps = min(300, self.options.max_steps)
             schedule = Schedule(steps, _AFFINE_LR, patience=2, progress=0.1, fall=0.3, cycles=1)
@@ -154,9 +155,11 @@ class Run:
         if self.affine_state is None:
             self.affine_state = {k: v.clone() for k, v in guide.state_dict().items()}
         schedule = Schedule(max_steps=options.max_steps, lr=options.lr)
-        trainer = self._train("flow", guide.flow, options.num_particles, schedule, bar)
-        self.converged = trainer.converged
-        self._keep_better()
+        try:
+            trainer = self._train("flow", guide.flow, options.num_particles, schedule, bar)
+            self.converged = trainer.converged
+        finally:  # when it is interrupted too
+            self._keep_better()
 
     @property
     def _obstacle(self) -> str:
@@ -188,7 +191,8 @@ class Run:
         start = flat_flow.read()
         if name not in self.engines:
             wanted = self.resumed.get("engine", self.options.engine)
-            self.engines[name] = prepare(step, (start, base.sample((particles,))), wanted, schedule.max_steps, self._obstacle)
+            example = torch.zeros(particles, flow.dim).to(start)  # not drawn: a resumed run would then see other numbers
+            self.engines[name] = prepare(step, (start, example), wanted, schedule.max_steps, self._obstacle)
         engine = self.engines[name]
         trainer = Trainer(engine, lambda: base.sample((particles,)), start, schedule)
         if "trainer" in self.resumed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable
@@ -100,7 +101,7 @@ class Trainer:
         if not norm < float("inf"):
             return False
         if len(self.norms) >= 20:
-            median = statistics.median(self.norms)
+            median = statistics.median(self.norms) or norm  # zeros say nothing about a usual length
             if norm > _FAB_CLIP * median:
                 gradient.mul_(_FAB_CLIP * median / norm)
             if norm > _FAB_IGNORE * median:
@@ -133,7 +134,8 @@ class Trainer:
         # medians: one particle far out can carry a whole window's mean
         elbo, spread = statistics.median(elbos), statistics.median(spreads)
         self.window = []
-        error = _MEDIAN_ERROR * statistics.median(abs(e - elbo) for e in elbos) / len(elbos) ** 0.5
+        deviations = [abs(e - elbo) for e in elbos if math.isfinite(e)] or [0.0]
+        error = _MEDIAN_ERROR * statistics.median(deviations) / len(elbos) ** 0.5
         s = self.schedule
         self.stale = 0 if elbo > self.best + max(error, s.progress) else self.stale + 1
         if elbo > self.best - error:  # of states that tie, the latest
