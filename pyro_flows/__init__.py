@@ -3,7 +3,7 @@
 from . import diagnostics, distributions, errors, flows, guides, infer, nets, numerics, transforms, univariate
 from .distributions import Flow, FlowDistribution
 from .guides import AutoFlow
-from .infer import FlowVI, Posterior, fit
+from .infer import FlowVI, Posterior, distill, fit, fit_density
 
 __version__ = "0.1.0"
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "FlowDistribution",
     "FlowVI",
     "Posterior",
+    "distill",
     "fit",
+    "fit_density",
     "diagnostics",
     "distributions",
     "errors",

@@ -8,11 +8,13 @@ __all__ = [
     "DtypeError",
     "SupportError",
     "ModelError",
+    "DataError",
     "OptionError",
     "ParamStoreError",
     "ImportanceError",
     "InversionError",
     "CaptureError",
+    "TrainingError",
     "CheckpointError",
     "ConvergenceWarning",
 ]
@@ -38,6 +40,10 @@ class ModelError(PyroFlowsError, ValueError):
     """A model or its data cannot be fitted as they are: no latent site, NaN data, an impossible initial point."""
 
 
+class DataError(PyroFlowsError, ValueError):
+    """Rows that no density can be fitted to as they are: not finite, too few, constant, or beyond the bound of the flow's splines."""
+
+
 class OptionError(PyroFlowsError, ValueError):
     """An option has a value that is not known or makes no sense."""
 
@@ -56,6 +62,10 @@ class InversionError(PyroFlowsError, RuntimeError):
 
 class CaptureError(PyroFlowsError, RuntimeError):
     """A model cannot be captured as a static graph: the message says why."""
+
+
+class TrainingError(PyroFlowsError, RuntimeError):
+    """Training broke down: the message says what was tried; the last good state is kept."""
 
 
 class CheckpointError(PyroFlowsError, RuntimeError):

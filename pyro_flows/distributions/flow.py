@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -10,8 +11,8 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from ..errors import OptionError, ShapeError
-from ..transforms import Compose, FlowTransform
+from ..errors import DataError, OptionError, ShapeError
+from ..transforms import Compose, FlowTransform, Standardize
 from .bases import Gaussian
 
 __all__ = ["Flow", "FlowDistribution"]
@@ -88,6 +89,26 @@ class Flow(nn.Module):
             raise ShapeError(f"Flow: expected a context of shape (*batch, {self.context_dim}), got {tuple(context.shape)}")
         transform: Transform = self.transform if context is None else self.transform.condition(context)
         return FlowDistribution(self.base(context), [transform])
+
+    def standardized(self, x: Any) -> Flow:
+        """The flow with a fixed last layer that takes the mean and standard deviation of rows ``x``, shape ``(N, dim)``.
+
+        The layers before it then work on standardised points, whatever the units of the target. Parameters are shared with this flow.
+
+        Raises:
+            ShapeError: rows of another size.
+            DataError: a column that is constant or not finite.
+        """
+        rows = torch.as_tensor(x).detach()
+        if rows.dim() != 2 or rows.shape[1] != self.dim:
+            raise ShapeError(f"standardized: x must have shape (N, {self.dim}), got {tuple(rows.shape)}")
+        like = next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), torch.zeros(()))
+        scale, loc = torch.std_mean(rows.double(), 0)
+        unusable = (~(scale > 0) | ~torch.isfinite(scale)).nonzero()[:, 0].tolist()
+        if unusable:
+            raise DataError(f"standardized: columns {unusable} of x are constant or not finite")
+        parts = list(self.transform.parts) if isinstance(self.transform, Compose) else [self.transform]
+        return Flow(self.base, Compose([*parts, Standardize(loc.to(like), scale.to(like).diag())]))  # type: ignore[list-item]
 
     def extra_repr(self) -> str:
         """Sizes at a glance."""

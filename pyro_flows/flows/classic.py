@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..distributions import Flow
+from ..distributions import Flow, GaussianMixture
 from ..errors import OptionError, ShapeError
 from ..transforms import Affine as Scale
 from ..transforms import Autoregressive, Compose, Coupling, Embedded, FlowTransform, LULinear, Permutation
 from ..univariate import Affine, RationalQuadraticSpline, Shift, Univariate
 
-__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar", "cinn"]
+__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar", "cinn", "flow_gmm"]
 
 
 def _count(dim: int, transforms: int) -> int:
@@ -214,3 +214,27 @@ def cinn(
     if features is None:
         features = nn.Sequential(nn.Linear(context_dim, 64), nn.SiLU(), nn.Linear(64, feature_dim))
     return Flow(dim if base is None else base, Embedded(Compose(layers), features, context_dim))
+
+
+def flow_gmm(
+    dim: int,
+    components: int,
+    context_dim: int = 0,
+    transforms: int = 6,
+    hidden_features: Sequence[int] = (64, 64),
+    trainable: bool = True,
+) -> Flow:
+    """Affine couplings on a Gaussian mixture, one component a class (FlowGMM).
+
+    ``pf.fit_density(flow, x, labels=labels)`` trains it on rows of which some or all have a label. Then
+    ``flow.base.component_log_prob(flow.transform.inv(x))`` scores the classes of new rows.
+
+    Args:
+        components: number of components of the base.
+        trainable: whether the components' means, scales and weights are learned.
+
+    Cost: one pass for samples and for densities. Reference: Semi-supervised learning with normalizing flows (Izmailov et al., 2019),
+    https://arxiv.org/abs/1912.13025
+    """
+    base = GaussianMixture(dim, components, trainable=trainable)
+    return _flow(_couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base)

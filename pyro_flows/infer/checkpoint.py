@@ -7,19 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import CheckpointError
-from ..guides import AutoFlow
 
 __all__ = ["Checkpoint"]
-
-_FORMAT = "pyro_flows.FlowVI/1"
-
-
-def _signature(guide: AutoFlow) -> list[Any]:
-    """What must agree between a file and a guide: the sites and their shapes, and the parameters'."""
-    shapes = [[name, list(t.shape)] for name, t in guide.state_dict().items()]
-    return [[[s.name, list(s.shape), s.start, s.stop] for s in guide.sites], shapes]
 
 
 class Checkpoint:
@@ -27,38 +19,54 @@ class Checkpoint:
 
     Args:
         path: the file.
+        kind: what makes the run, such as ``"FlowVI"``.
+
+    Attributes:
+        fingerprint: plain values that must agree too, such as what the run depends on besides the module.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, kind: str) -> None:
+        self.path, self.kind = Path(path), kind
+        self.fingerprint: list[Any] = []
         if not self.path.parent.is_dir():
             raise CheckpointError(f"checkpoint={str(path)!r}: the folder {str(self.path.parent)!r} does not exist")
 
-    def save(self, guide: AutoFlow, state: dict[str, Any]) -> None:
-        """Write the guide's parameters, the global random state and ``state`` (tensors and plain values)."""
-        content = {"format": _FORMAT, "signature": _signature(guide), "guide": guide.state_dict(), "random": torch.get_rng_state(), **state}
+    def save(self, module: nn.Module, state: dict[str, Any]) -> None:
+        """Write the module's parameters, the global random state and ``state`` (tensors and plain values)."""
+        own = {"format": self._format, "signature": self._signature(module), "module": module.state_dict(), "random": torch.get_rng_state()}
         scratch = self.path.with_name(self.path.name + ".part")
-        torch.save(content, scratch)
+        torch.save({**own, **state}, scratch)
         os.replace(scratch, self.path)
 
-    def load(self, guide: AutoFlow) -> dict[str, Any] | None:
-        """Restore the guide's parameters and the random state; ``None`` when there is no file yet.
+    def _signature(self, module: nn.Module) -> list[Any]:
+        """What must agree between file and run: the fingerprint, the parameters' shapes and, for a guide, the sites and theirs."""
+        shapes = [[name, list(t.shape)] for name, t in module.state_dict().items()]
+        sites: Any = getattr(module, "sites", ())
+        return [self.fingerprint, [[s.name, list(s.shape), s.start, s.stop] for s in sites], shapes]
+
+    @property
+    def _format(self) -> str:
+        return f"pyro_flows.{self.kind}/1"
+
+    def load(self, module: nn.Module) -> dict[str, Any] | None:
+        """Restore the module's parameters and the random state; ``None`` when there is no file yet.
 
         Raises:
-            CheckpointError: the file is damaged, is something else, or belongs to another model or guide.
+            CheckpointError: the file is damaged, is something else, or belongs to another model, guide or flow.
         """
         if not self.path.exists():
             return None
         try:
             content = torch.load(self.path, weights_only=True)
-            known = content["format"] == _FORMAT
+            known = content["format"] == self._format
         except Exception as error:
             what = f"{str(self.path)!r} cannot be read as a checkpoint ({type(error).__name__})"
             raise CheckpointError(f"{what}: delete it, or give another path") from error
         if not known:
-            raise CheckpointError(f"{str(self.path)!r} is not a FlowVI checkpoint: give another path")
-        if content["signature"] != _signature(guide):
-            raise CheckpointError(f"{str(self.path)!r} belongs to another model or guide (sites or shapes differ): delete it, or give another path")
-        guide.load_state_dict(content["guide"])
+            raise CheckpointError(f"{str(self.path)!r} is not a {self.kind} checkpoint: give another path")
+        if content["signature"] != self._signature(module):
+            what = f"{str(self.path)!r} belongs to another model, guide, flow or data (sites, shapes, rows or options differ)"
+            raise CheckpointError(f"{what}: delete it, or give another path")
+        module.load_state_dict(content["module"])
         torch.set_rng_state(content["random"])
         return content

@@ -107,7 +107,7 @@ class FlowVI:
         self.engine, self.warm_start, self.objective, self.dtype = engine, warm_start, objective, dtype
         self.auto_flow = (guide or self._new_guide()).config["flow"] == "auto"  # bad options are refused here, before any work
         self.progress, self.callbacks, self.num_eval = progress, tuple(callbacks), num_eval
-        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint)
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, "FlowVI")
 
     def run(self, *args: Any, **kwargs: Any) -> Posterior:
         """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""

@@ -1,4 +1,4 @@
-"""One progress bar for a whole run: stage, step, ELBO; the verdict at the end."""
+"""One progress bar for a whole run: stage, step, how it goes; the verdict at the end."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Progress:
         self._bar.set_postfix_str("", refresh=False)
         self._bar.set_description_str(name)
 
-    def step(self, step: int, total: int, elbo: float, spread: float) -> None:
-        """Show where the stage is."""
+    def step(self, step: int, total: int, text: str) -> None:
+        """Show where the stage is, and how it goes."""
         self._bar.set_description_str(f"{self._name} {step}/{total}", refresh=False)
-        self._bar.set_postfix_str(f"ELBO {elbo:.3f}, spread {spread**0.5:.3f}")
+        self._bar.set_postfix_str(text)
 
     def done(self, text: str) -> None:
         """Leave a last line."""

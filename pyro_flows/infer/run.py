@@ -202,7 +202,7 @@ class Run:
         def report(trainer: Trainer, elbo: float, spread: float) -> None:
             record = {"stage": name, "step": trainer.step, "elbo": elbo, "spread": spread, "lr": trainer.adam.param_groups[0]["lr"]}
             self.history.append(record)
-            bar.step(trainer.step, trainer.last_step, elbo, spread)
+            bar.step(trainer.step, trainer.last_step, f"ELBO {elbo:.3f}, spread {spread**0.5:.3f}")
             self._save(trainer=trainer.state(), engine=engine.name)
             for callback in self.options.callbacks:
                 callback(record)

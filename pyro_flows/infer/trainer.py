@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .clipping import GradientClip
+
 __all__ = ["Schedule", "Trainer"]
 
 _CLOSE = 0.05  # a spread below it is an error of at most .16 standard deviations in any mean: nothing to complain about
 _MEDIAN_ERROR = 1.86  # of a median, from the median absolute deviation of n normal numbers, times n ** -1/2
 _SHORTEST = 300  # steps that a further cycle needs to be worth it
 _WINDOW = 50  # steps over which the ELBO is averaged
-_FAB_WINDOW, _FAB_IGNORE, _FAB_CLIP = 100, 10.0, 2.0  # robust gradient norms, after flow annealed importance sampling bootstrap
 _NUMBERS = ("step", "rises_at", "falls_at", "cycle", "dropped", "best", "stale", "converged")
 
 
@@ -73,7 +73,7 @@ class Trainer:
     stale: int = 0
     converged: bool = False
     window: list[tuple[float, float]] = field(default_factory=list)
-    norms: deque[float] = field(default_factory=lambda: deque(maxlen=_FAB_WINDOW))
+    clip: GradientClip = field(default_factory=GradientClip)
 
     def __post_init__(self) -> None:
         self.flat = torch.nn.Parameter(self.start.clone())
@@ -97,18 +97,10 @@ class Trainer:
 
     def _usable(self, gradient: Tensor) -> bool:
         """Shorten a long gradient in place; false when it should be ignored."""
-        norm = float(gradient.norm())
-        if not norm < float("inf"):
-            return False
-        if len(self.norms) >= 20:
-            median = statistics.median(self.norms) or norm  # zeros say nothing about a usual length
-            if norm > _FAB_CLIP * median:
-                gradient.mul_(_FAB_CLIP * median / norm)
-            if norm > _FAB_IGNORE * median:
-                self.norms.append(_FAB_IGNORE * median)
-                return False
-        self.norms.append(norm)
-        return True
+        factor = self.clip.factor(float(gradient.norm()))
+        if 0.0 < factor < 1.0:
+            gradient.mul_(factor)
+        return factor > 0.0
 
     def run(self, report: Callable[[Trainer, float, float], None]) -> None:
         """Train to the end of the schedule; ``report(trainer, elbo, spread)`` is called after every window.
@@ -160,7 +152,7 @@ class Trainer:
             "adam": self.adam.state_dict(),
             "numbers": [getattr(self, name) for name in _NUMBERS],
             "window": list(self.window),
-            "norms": list(self.norms),
+            "norms": list(self.clip.norms),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -172,4 +164,4 @@ class Trainer:
         for name, number in zip(_NUMBERS, state["numbers"], strict=True):
             setattr(self, name, number)
         self.window = [tuple(w) for w in state["window"]]
-        self.norms = deque(state["norms"], maxlen=_FAB_WINDOW)
+        self.clip.norms.extend(state["norms"])
