@@ -29,7 +29,8 @@ class FlowDistribution(dist.TransformedDistribution):
 
         This is the cheap way to a density at the flow's own draws: nothing is inverted.
         """
-        x = self.base_dist.rsample(torch.Size(sample_shape))
+        draw = self.base_dist.rsample if self.base_dist.has_rsample or torch.is_grad_enabled() else self.base_dist.sample
+        x = draw(torch.Size(sample_shape))  # rsample says that it is not implemented where a gradient would be lost
         event_dim = len(self.event_shape)
         log_prob = self.base_dist.log_prob(x)
         for transform in self.transforms:

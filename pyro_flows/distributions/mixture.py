@@ -14,12 +14,6 @@ from .bases import check_dim
 __all__ = ["GaussianMixture"]
 
 
-class _Mixture(dist.MixtureOfDiagNormals):
-    """Pyro's mixture with pathwise derivatives, its arguments right by construction."""
-
-    arg_constraints: dict = {}
-
-
 class GaussianMixture(nn.Module):
     r"""A mixture of normals with diagonal covariances, :math:`\sum_k \pi_k N(z; \mu_k, \mathrm{diag}(\sigma_k^2))`; calling it gives
     the Pyro distribution.
@@ -27,12 +21,11 @@ class GaussianMixture(nn.Module):
     Args:
         dim: number of coordinates.
         components: number of components :math:`K`.
-        loc: their means at the start, shape ``(components, dim)``; random on a sphere of radius :math:`\sqrt{D}` when omitted: components that start
-            at one point would stay together.
+        loc: their means at the start, shape ``(components, dim)``; random on a sphere of radius :math:`\sqrt{D + 8}` when omitted: components
+            that start together would stay together.
         trainable: whether means, scales and weights are learned; if not, scales are 1 and weights equal.
 
-    Cost: :math:`O(KD)` a point. Draws have pathwise derivatives when ``dim > 1`` (Pyro's ``MixtureOfDiagNormals``); for one coordinate they cannot be
-    differentiated.
+    Cost: :math:`O(KD)` a point. Draws cannot be differentiated.
 
     Example:
         >>> base = GaussianMixture(2, 3)
@@ -53,8 +46,8 @@ class GaussianMixture(nn.Module):
         if not isinstance(components, int) or components < 1:
             raise OptionError(f"GaussianMixture: components must be a positive integer, got {components!r}")
         if loc is None:
-            loc = nn.functional.normalize(torch.randn(components, dim), dim=-1) * math.sqrt(dim)
-            loc = loc if dim > 1 else torch.linspace(-1.5, 1.5, components + 2)[1:-1, None]  # the sphere of a line has two points
+            loc = nn.functional.normalize(torch.randn(components, dim), dim=-1) * math.sqrt(dim + 8)
+            loc = loc if dim > 1 else torch.linspace(-3, 3, components + 2)[1:-1, None]  # the sphere of a line has two points
         if loc.shape != (components, dim):
             raise ShapeError(f"GaussianMixture: loc must have shape ({components}, {dim}), got {tuple(loc.shape)}")
         loc = loc.detach().to(torch.get_default_dtype()).clone()
@@ -65,8 +58,6 @@ class GaussianMixture(nn.Module):
                 self.register_buffer(name, value)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        if self.dim > 1:
-            return _Mixture(self.loc, self.log_scale.exp(), self.logits)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits, validate_args=False), self._normals(), validate_args=False)
 
     def _normals(self) -> dist.TorchDistribution:

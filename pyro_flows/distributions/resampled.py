@@ -69,8 +69,8 @@ class Resampled(nn.Module):
     r"""A standard normal with a learned acceptance, :math:`p(z) = \pi(z) [(1 - \alpha) a(z) / Z + \alpha]`; calling it gives the
     Pyro distribution.
 
-    Here :math:`a` is a net with values in (0, 1), :math:`Z = E_\pi[a]` and :math:`\alpha = (1 - Z)^{T-1}`. It can have holes and several modes, which a
-    flow alone cannot make out of one normal.
+    Here :math:`a` is a net with values in (0, 1), :math:`Z = E_\pi[a]` and :math:`\alpha = (1 - Z)^{T-1}`. It can have holes and several modes,
+    which a flow alone cannot make out of one normal.
 
     Args:
         dim: number of coordinates.
