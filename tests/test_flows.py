@@ -62,7 +62,7 @@ def given(context_dim: int, *batch: int) -> tuple[Tensor, ...]:
 
 
 def test_every_recipe_is_tested():
-    assert set(RECIPES) == set(flows.__all__)
+    assert set(RECIPES) | {"flow_gmm"} == set(flows.__all__)  # whose base has no rsample: see test_density.py
 
 
 # --- densities
