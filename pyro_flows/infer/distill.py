@@ -82,7 +82,7 @@ def distill(
     processes = Processes(like.device)
     training = Training(student, seed, progress, callbacks, checkpoint, "distill", "KL(student || teacher)", processes)
     batches = None if given is None else Batches(len(given), batch_size, repeat=True)
-    plan = Plan(max_steps, lr, weight_decay, every=50, patience=max(200, max_steps // 5) if patience is None else patience)
+    plan = Plan(max_steps, lr, weight_decay, every=50, patience=-(-max_steps // 2) if patience is None else patience)
 
     def divergence(count: int, index: Tensor | None) -> Tensor:
         at = None if given is None or index is None else given[index]
