@@ -34,7 +34,7 @@ from pyro_flows.univariate import RationalQuadraticSpline
 
 Record = dict[str, Any]
 WANTED = {"8gaussians": 0.02, "checkerboard": 0.08}
-TOY_STEPS, TOY_BINS, TOY_OPTIONS = 1300, 16, {"batch_size": 512, "lr": 1e-2}
+TOY_STEPS, TOY_BINS, TOY_OPTIONS = 1100, 16, {"batch_size": 512, "lr": 1e-2}
 # Test log likelihoods of a Gaussian, a mixture of factor analysers and RNADE with mixtures of Gaussians, from "RNADE: the real-valued neural
 # autoregressive density-estimator" (Uria, Murray & Larochelle, 2013), https://arxiv.org/abs/1306.0186
 PUBLISHED = {"red wine": (-13.18, -10.19, -9.36), "white wine": (-13.20, -10.73, -10.23), "ionosphere": (-41.24, -17.55, -2.50)}
