@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..diagnostics import khat_limit, psis
+from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE, VERDICTS
 from .draws import indices
 
 if TYPE_CHECKING:
@@ -20,32 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plot"]
 
-_INK, _MUTED, _GRID = "#22303c", "#7b8794", "#e4e7eb"
-_BLUE, _AMBER = "#2f6f9f", "#d9822b"
-_COLOURS = {"good": "#2e7d4f", "usable": "#b7791f", "poor": "#b3382c"}
 _STAGES = ("#9fb3c8", "#627d98", "#2f6f9f", "#1f4e79")
 _MARGINALS, _PAIRS, _POINTS, _CANDIDATES, _CONTOURS_FROM = 8, 4, 1500, 60, 50
-_STYLE: dict[Any, Any] = {
-    "font.size": 8.5,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 6.0,
-    "axes.labelsize": 8.5,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "figure.facecolor": "white",
-}
 
 
 @torch.no_grad()
@@ -67,7 +44,7 @@ def plot(posterior: Posterior, path: str | Path | None = None, num_samples: int 
     pairs = _telling_pairs(z, constrained, labels, weights)
     rows = -(-len(marginals) // 4)
     heights = [1.25] + [0.95] * rows + ([1.25] if pairs else [])
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.0, 1.1 + 1.95 * sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
         layout: Any = figure.get_layout_engine()
@@ -149,8 +126,8 @@ def _title(figure: Figure, posterior: Posterior) -> None:
     numbers = f"ELBO {found.elbo}    log evidence {found.log_evidence}    ESS {found.ess:.1%}    k-hat {found.khat:.2f}"
     reason = textwrap.shorten(found.reasons[0], 150, placeholder=" ...") if found.reasons else ""
     title = f"{found.verdict.upper()}    {numbers}\n"
-    figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=_COLOURS[found.verdict])
-    figure.text(0.012, 1 - 0.42 / figure.get_figheight(), reason, ha="left", va="top", fontsize=8.5, color=_MUTED)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=VERDICTS[found.verdict])
+    figure.text(0.012, 1 - 0.42 / figure.get_figheight(), reason, ha="left", va="top", fontsize=8.5, color=MUTED)
 
 
 def _trace(axes: Axes, posterior: Posterior) -> None:
@@ -158,7 +135,7 @@ def _trace(axes: Axes, posterior: Posterior) -> None:
     records = [r for r in posterior.history if "elbo" in r and np.isfinite(r["elbo"])]
     stages = list(dict.fromkeys(r.get("stage", "") for r in records))
     if not records:
-        axes.text(0.5, 0.5, "no training history", ha="center", va="center", color=_MUTED, transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no training history", ha="center", va="center", color=MUTED, transform=axes.transAxes)
         axes.set_xticks([]), axes.set_yticks([])
         return
     offset = 0
@@ -172,9 +149,9 @@ def _trace(axes: Axes, posterior: Posterior) -> None:
     elbos = np.array([r["elbo"] for r in records])
     top = max(elbos.max(), posterior.log_evidence.mean)
     bottom = max(elbos.min(), top - 4 * max(top - np.median(elbos), 0.25))  # the first steps may be far below
-    axes.axhline(posterior.log_evidence.mean, color=_AMBER, lw=1.2, ls=(0, (4, 2)), label="log evidence")
+    axes.axhline(posterior.log_evidence.mean, color=AMBER, lw=1.2, ls=(0, (4, 2)), label="log evidence")
     axes.set_ylim(bottom - 0.06 * (top - bottom), top + 0.08 * (top - bottom))
-    axes.grid(axis="y", color=_GRID, lw=0.8)
+    axes.grid(axis="y", color=GRID, lw=0.8)
     axes.set_xlabel("step"), axes.set_ylabel("nats")
     axes.legend(loc="lower right")
 
@@ -183,7 +160,7 @@ def _tail(axes: Axes, posterior: Posterior, log_w: np.ndarray) -> None:
     """Share of the draws above each weight, on log scales, with the Pareto tail of slope -1/k."""
     axes.set_title("Tail of the importance weights")
     if len(log_w) < 25:
-        axes.text(0.5, 0.5, "too few draws", ha="center", va="center", color=_MUTED, transform=axes.transAxes)
+        axes.text(0.5, 0.5, "too few draws", ha="center", va="center", color=MUTED, transform=axes.transAxes)
         return
     w = np.exp(np.sort(log_w)[::-1] - (np.logaddexp.reduce(log_w) - np.log(len(log_w))))  # mean one, largest first
     share = (np.arange(len(w)) + 0.5) / len(w)
@@ -191,9 +168,9 @@ def _tail(axes: Axes, posterior: Posterior, log_w: np.ndarray) -> None:
     body = slice(None, max(tail * 4, 10))
     khat = psis(torch.from_numpy(log_w.copy()))[1]
     limit = khat_limit(len(w))
-    axes.plot(w[body], share[body], color=_MUTED, lw=1.2)
+    axes.plot(w[body], share[body], color=MUTED, lw=1.2)
     largest = f"largest {tail} of {len(w):,}"
-    axes.plot(w[:tail], share[:tail], ls="", marker="o", ms=3, color=_BLUE, mec="none", label=largest)
+    axes.plot(w[:tail], share[:tail], ls="", marker="o", ms=3, color=BLUE, mec="none", label=largest)
     threshold = w[tail]
     if 0 < khat < np.inf and w[0] > threshold:
         # mean excess of a generalised Pareto law: scale / (1 - k); matched at the tail's median to stay finite
@@ -201,11 +178,11 @@ def _tail(axes: Axes, posterior: Posterior, log_w: np.ndarray) -> None:
         scale = excess * khat / (2**khat - 1)
         at = np.geomspace(threshold * (1 + 1e-9), w[0], 100)
         fitted = share[tail] * (1 + khat * (at - threshold) / scale) ** (-1 / khat)
-        axes.plot(at, fitted, color=_AMBER, lw=1.5, label=f"Pareto tail of these draws, k-hat {khat:.2f}")
+        axes.plot(at, fitted, color=AMBER, lw=1.5, label=f"Pareto tail of these draws, k-hat {khat:.2f}")
     axes.set_xscale("linear" if w[0] < 8 * w[body][-1] else "log")  # nearly equal weights: plain numbers read better
     axes.set_yscale("log")
     axes.set_xlabel("weight (1 = average)"), axes.set_ylabel("share of draws above")
-    axes.grid(color=_GRID, lw=0.8)
+    axes.grid(color=GRID, lw=0.8)
     axes.legend(loc="upper right" if khat < limit else "lower left")
 
 
@@ -214,8 +191,8 @@ def _marginal(axes: Axes, x: np.ndarray, weights: np.ndarray, label: str, legend
     if not np.isfinite(low + high) or high <= low:
         low, high = np.nanmin(x) - 0.5, np.nanmax(x) + 0.5
     edges: Any = np.linspace(low, high, 41)
-    axes.hist(x, edges, density=True, color=_BLUE, alpha=0.35, label="draws")
-    axes.hist(x, edges, density=True, weights=weights, histtype="step", color=_AMBER, lw=1.3, label="weighted")
+    axes.hist(x, edges, density=True, color=BLUE, alpha=0.35, label="draws")
+    axes.hist(x, edges, density=True, weights=weights, histtype="step", color=AMBER, lw=1.3, label="weighted")
     axes.set_title(label)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -232,7 +209,7 @@ def _readable(x: np.ndarray, label: str) -> tuple[np.ndarray, str]:
 
 
 def _pair(axes: Axes, x: np.ndarray, x_label: str, y: np.ndarray, y_label: str, weights: np.ndarray) -> None:
-    axes.plot(x[:_POINTS], y[:_POINTS], ls="", marker="o", ms=2.2, mec="none", color=_BLUE, alpha=0.3, rasterized=True)
+    axes.plot(x[:_POINTS], y[:_POINTS], ls="", marker="o", ms=2.2, mec="none", color=BLUE, alpha=0.3, rasterized=True)
     axes.set_xlabel(x_label), axes.set_ylabel(y_label)
     limits: list[Any] = [np.quantile(v, [0.002, 0.998]) for v in (x, y)]
     bins = [np.linspace(low, high, 25) for low, high in limits]
@@ -250,4 +227,4 @@ def _pair(axes: Axes, x: np.ndarray, x_label: str, y: np.ndarray, y_label: str, 
     inside = np.cumsum(ordered) / ordered.sum()
     levels = sorted({float(ordered[np.searchsorted(inside, p)]) for p in (0.5, 0.9)})
     centres = [(b[1:] + b[:-1]) / 2 for b in bins]
-    axes.contour(*centres, density.T, levels=levels, colors=_AMBER, linewidths=1.1)
+    axes.contour(*centres, density.T, levels=levels, colors=AMBER, linewidths=1.1)

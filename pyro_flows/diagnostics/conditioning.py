@@ -1,0 +1,189 @@
+"""What a transform does to rounding errors, and what it was seen to do to points: the measurements behind a verdict on its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .copies import Copy
+
+__all__ = ["Check", "Local", "Measured", "local", "lipschitz", "measure"]
+
+# An error is small below FLOOR, which is what the library asks of its own inverses (their solvers stop there); ROUNDINGS
+# is how many roundings of the size of a point a sound chain of layers may add up.
+FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4}
+ROUNDINGS = 100.0
+_NO_INVERSE = (NotImplementedError, KeyError)  # torch says the former, Pyro's planar, radial and Sylvester the latter
+_FAILURES = (RuntimeError, ValueError, TypeError, ArithmeticError)
+
+
+class Local(NamedTuple):
+    """The transform near each point, in float64."""
+
+    y: Tensor  # (N, D)
+    ladj: Tensor  # (N,), as the transform says
+    sigma_min: Tensor  # (N,), of the Jacobian
+    sigma_max: Tensor
+    logdet: Tensor  # (N,), of the Jacobian
+    sign: Tensor  # (N,), of its determinant
+    slope: Tensor  # (N,), the norm of the gradient of ladj
+    method: str  # how the Jacobian was found
+
+
+class Check(NamedTuple):
+    """One quantity at one set of points in one precision: the worst error, and what is allowed there."""
+
+    quantity: str
+    points: str
+    dtype: torch.dtype
+    error: float  # relative for round trips, nats for log-dets
+    allowed: float
+    status: str  # "fine", "conditioning", "not finite", "failed"
+    note: str = ""
+
+
+class Measured(NamedTuple):
+    """All checks at one set of points; ``why_not`` says why there is no inverse."""
+
+    checks: list[Check]
+    errors: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]]  # by point, and allowed
+    why_not: str
+
+
+def size(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm of each row, and their root mean square (one where all rows are zero)."""
+    norm = points.norm(dim=-1)
+    mean = (norm**2).mean().sqrt()
+    return norm, torch.where(mean > 0, mean, torch.ones_like(mean))
+
+
+def local(f: Copy, x: Tensor, context: Tensor | None) -> Local:
+    """Jacobians at rows by autograd, or by central differences where the map cannot be differentiated; O(D) evaluations."""
+    with torch.enable_grad():
+        at = x.detach().clone().requires_grad_()
+        y, ladj = f.forward(at, context)
+        slope = torch.zeros_like(ladj)
+        if y.requires_grad:
+            rows = [
+                torch.autograd.grad(y[:, i].sum(), at, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+                for i in range(y.shape[-1])
+            ]
+            jacobian, method = torch.stack(rows, 1), "autograd"
+            if ladj.requires_grad:
+                [gradient] = torch.autograd.grad(ladj.sum(), at, allow_unused=True, materialize_grads=True)
+                slope = gradient.norm(dim=-1)
+        else:
+            jacobian, method = _differences(lambda points: f.forward(points, context)[0], x), "finite differences"
+    sound = torch.isfinite(jacobian).flatten(1).all(1)
+    safe = torch.where(sound[:, None, None], jacobian, torch.zeros_like(jacobian))
+    sigma = torch.linalg.svdvals(safe)
+    sign, logdet = torch.linalg.slogdet(safe)
+    nan = torch.full_like(logdet, torch.nan)
+    found = [torch.where(sound, v, nan) for v in (sigma[:, -1], sigma[:, 0], logdet, sign)]
+    return Local(y.detach(), ladj.detach(), found[0], found[1], found[2], found[3], slope, method)
+
+
+@torch.no_grad()
+def _differences(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    norm, mean = size(x)
+    step = (torch.finfo(x.dtype).eps ** (1 / 3) * (norm + mean))[:, None]
+    columns = [(f(x + step * e) - f(x - step * e)) / (2 * step) for e in torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)]
+    return torch.stack(columns, -1)
+
+
+def measure(f: Copy, given: Tensor, context: Tensor | None, near: Local, points: str) -> Measured:
+    r"""Both round trips and the log-det in the precision of ``f``, each with its error budget.
+
+    With :math:`\varepsilon` the unit roundoff, a sound forward pass is off by some multiple of
+    :math:`\varepsilon(|y| + \sigma_{\max}|x|)`, and any inverse multiplies that by up to :math:`\sigma_{\max}(J^{-1})`.
+    """
+    dtype, dim = f.dtype, given.shape[-1]
+    unit, floor = ROUNDINGS * torch.finfo(dtype).eps, FLOOR[dtype]
+    x, context = given.to(dtype), None if context is None else context.to(dtype)
+    (nx, mx), (ny, my) = size(given), size(near.y)
+    condition = near.sigma_max / near.sigma_min
+    in_x = (ny + my) / near.sigma_min + condition * (nx + mx)  # how much one relative rounding may move x
+    in_y = (nx + mx) * near.sigma_max + condition * (ny + my)
+    nats = unit * (dim * condition + near.slope * in_x) + floor * (1 + near.ladj.abs())
+    # Where the result is too large for this precision, nothing can be asked.
+    fits = ~(torch.isfinite(near.y).all(-1) & (near.y.abs().amax(-1) > torch.finfo(dtype).max))
+    checks: list[Check] = []
+    errors: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def note(quantity: str, error: Tensor, allowed: Tensor, small: Tensor | float) -> None:
+        allowed = torch.where(near.sigma_min == 0, torch.inf, allowed)
+        allowed = torch.where(torch.isnan(allowed), torch.zeros_like(allowed) + small, allowed)  # no Jacobian, no excuse
+        error = torch.where(fits, error.double(), torch.zeros_like(allowed))
+        errors[quantity, dtype] = error, allowed
+        checks.append(_worst(quantity, points, dtype, error, allowed, small))
+
+    def failed(quantity: str, error: Exception) -> None:
+        checks.append(Check(quantity, points, dtype, torch.inf, 0.0, "not finite", _said(error)))
+
+    try:
+        y, ladj = f.forward(x, context)
+        if y.dtype != dtype:
+            raise TypeError(f"a copy in {dtype} returns {y.dtype}")
+    except _FAILURES as error:
+        failed("forward", error)
+        return Measured(checks, errors, "")
+    tolerance = floor if near.method == "autograd" else 1e-4
+    note(f"log-det, {near.method}", (ladj.double() - near.logdet).abs(), nats + tolerance * (1 + near.ladj.abs()), tolerance * (1 + near.ladj.abs()))
+    try:
+        back, ladj_back = f.inverse(y, context)
+        from_y = near.y.to(dtype)
+        again = f.forward(f.inverse(from_y, context)[0], context)[0]
+    except _NO_INVERSE as error:
+        return Measured(checks, errors, _said(error))
+    except _FAILURES as error:
+        failed("inverse", error)
+        return Measured(checks, errors, "")
+    note("x → y → x", (back - x).double().norm(dim=-1) / (nx + mx), unit * in_x / (nx + mx) + floor, floor)
+    note("y → x → y", (again - from_y).double().norm(dim=-1) / (ny + my), unit * in_y / (ny + my) + floor, floor)
+    note("log-det, both ways", (ladj + ladj_back).double().abs(), nats, floor * (1 + near.ladj.abs()))
+    return Measured(checks, errors, "")
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error, with its class."""
+    text = str(error.args[0] if error.args else "").strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _worst(quantity: str, points: str, dtype: torch.dtype, error: Tensor, allowed: Tensor, small: Tensor | float) -> Check:
+    """The point that exceeds its allowance most, and what to call it."""
+    finite = torch.isfinite(error)
+    error = torch.where(finite, error, torch.full_like(error, torch.inf))
+    # Every digit may be lost, or the Jacobian is singular: no error means anything.
+    hopeless = torch.isinf(allowed) | ((allowed - small >= 1) & (~finite if quantity.startswith("log-det") else torch.ones_like(finite)))
+    explained = (error <= allowed) | hopeless
+    badness = torch.where(explained, torch.where(finite, error, torch.ones_like(error)), error / allowed.clamp(min=1e-300) + 1e3)
+    at = int(badness.argmax())
+    if bool(explained.all()):
+        status = "fine" if bool((error <= small).all()) else "conditioning"
+    else:
+        status = "failed" if bool((~explained & finite).any()) else "not finite"
+    if status == "failed":
+        at = int(torch.where(finite, badness, torch.zeros_like(badness)).argmax())
+    return Check(quantity, points, dtype, error[at].item(), allowed[at].item(), status)
+
+
+def lipschitz(f: Copy, x: Tensor, context: Tensor | None, noise: Tensor) -> tuple[float, float]:
+    """The least and the greatest ``|f(a) - f(b)| / |a - b|`` seen over pairs of points, far ones and near ones.
+
+    Where each point has its own context, both points of a pair are mapped at one of the two.
+    """
+    _, mean = size(x)
+    others = [x.roll(k, 0) for k in range(1, min(len(x), 17))]
+    others += [x + h * mean * noise / noise.norm(dim=-1, keepdim=True) for h in (1e-1, 1e-3)]
+    y, ratios = f.forward(x, context)[0], []
+    for other in others:
+        inside = f.inside(other) & ((other - x).norm(dim=-1) > 0)
+        other = torch.where(inside[:, None], other, x)
+        ratio = (f.forward(other, context)[0] - y).norm(dim=-1) / (other - x).norm(dim=-1)
+        ratios.append(ratio[inside & torch.isfinite(ratio)])
+    found = torch.cat(ratios)
+    return (found.min().item(), found.max().item()) if len(found) else (torch.nan, torch.nan)
