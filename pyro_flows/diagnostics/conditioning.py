@@ -131,7 +131,7 @@ def measure(f: Copy, given: Tensor, context: Tensor | None, near: Local, points:
         failed("forward", error)
         return Measured(checks, errors, "")
     tolerance = floor if near.method == "autograd" else 1e-4
-    note(f"log-det, {near.method}", (ladj.double() - near.logdet).abs(), nats + tolerance * (1 + near.ladj.abs()), tolerance * (1 + near.ladj.abs()))
+    note(f"log-det ({near.method})", (ladj.double() - near.logdet).abs(), nats + tolerance * (1 + near.ladj.abs()), tolerance * (1 + near.ladj.abs()))
     try:
         back, ladj_back = f.inverse(y, context)
         from_y = near.y.to(dtype)
@@ -143,7 +143,7 @@ def measure(f: Copy, given: Tensor, context: Tensor | None, near: Local, points:
         return Measured(checks, errors, "")
     note("x → y → x", (back - x).double().norm(dim=-1) / (nx + mx), unit * in_x / (nx + mx) + floor, floor)
     note("y → x → y", (again - from_y).double().norm(dim=-1) / (ny + my), unit * in_y / (ny + my) + floor, floor)
-    note("log-det, both ways", (ladj + ladj_back).double().abs(), nats, floor * (1 + near.ladj.abs()))
+    note("log-det (both ways)", (ladj + ladj_back).double().abs(), nats, floor * (1 + near.ladj.abs()))
     return Measured(checks, errors, "")
 
 

@@ -49,7 +49,9 @@ def conclude(
     verdict: Soundness = "wrong" if wrong else "one-way" if one_way else "unstable" if unstable else "ill-conditioned" if lossy else "good"
     if verdict == "good":
         lost = [c.points for c in checks if c.status == "conditioning"]
-        far = f"At inputs as large as {lost[0]} digits are lost, as many as conditioning explains." if lost else "So they are at inputs up to 1e6 times larger."
+        far = "So they are at inputs up to 1e6 times larger."
+        if lost:
+            far = f"At inputs as large as {lost[0]} digits are lost, as many as conditioning explains."
         reasons = (far,)
     return verdict, reasons
 

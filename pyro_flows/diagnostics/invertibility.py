@@ -102,7 +102,8 @@ def check_invertibility(transform: Flow | Stock, x: Tensor, context: Tensor | No
     done around ``x`` and at ``x`` times 10, 100, ... 1e6, so far as these lie in the domain.
 
     Args:
-        transform: a ``FlowTransform``, a ``Flow`` (its transform is examined), or a transform of torch or Pyro, conditional or not. It is not changed.
+        transform: a ``FlowTransform``, a ``Flow`` (its transform is examined), or a transform of torch or Pyro, conditional or not. It is
+            not changed.
         x: points on the base side, ``(*batch, D)``, such as draws of the base; at most 256 of them, evenly chosen, are used.
         context: ``(*batch, context_dim)`` or ``(context_dim,)``, for conditional transforms.
 

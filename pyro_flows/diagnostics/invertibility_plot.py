@@ -34,7 +34,7 @@ def plot(found: Invertibility, path: str | Path | None = None) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.0, 3.9), layout="constrained")
         FigureCanvasAgg(figure)
-        title = f"{found.verdict.upper()}    {found.name} in {found.dim} dimensions, condition number {found.condition:.1e}\n"
+        title = f"{found.verdict.upper()}    {found.name}, dim {found.dim}, condition number {found.condition:.1e}\n\n"
         figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=VERDICTS[found.verdict])
         reason = textwrap.shorten(found.reasons[0], 150, placeholder=" ...")
         figure.text(0.012, 1 - 0.42 / figure.get_figheight(), reason, ha="left", va="top", fontsize=8.5, color=MUTED)
@@ -78,11 +78,13 @@ def _errors(axes: Axes, found: Invertibility) -> None:
     axes.plot(line, line, color=INK, lw=1.0)
     axes.fill_between(line, line, 10 * _MOST, color=VERDICTS["wrong"], alpha=0.07, lw=0)
     axes.text(0.04, 0.97, "not explained", ha="left", va="top", color=VERDICTS["wrong"], fontsize=8, transform=axes.transAxes)
-    axes.set_xscale("log"), axes.set_yscale("log")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     axes.set_xlim(*line), axes.set_ylim(_LEAST / 3, 3 * _MOST)
     axes.set_xlabel(f"allowed ({unit})"), axes.set_ylabel(f"error ({unit})")
     axes.grid(color=GRID, lw=0.8)
-    axes.legend(loc="lower right", handletextpad=0.1)
+    axes.minorticks_off()
+    axes.legend(loc="upper right", handletextpad=0.1)
 
 
 def _singular_values(axes: Axes, found: Invertibility) -> None:
@@ -92,7 +94,6 @@ def _singular_values(axes: Axes, found: Invertibility) -> None:
         return _nothing(axes, "singular everywhere")
     ordered = values[(values[:, 1] / values[:, 0]).argsort()].cpu().numpy()
     at = np.linspace(0, 100, len(ordered)) if len(ordered) > 1 else np.array([50.0])
-    axes.fill_between(at, ordered[:, 0], ordered[:, 1], color=BLUE, alpha=0.15, lw=0)
     for column, label in ((1, "largest"), (0, "smallest")):
         axes.plot(at, ordered[:, column], ls="", marker="o", ms=2.5, mec="none", color=BLUE, alpha=0.5 + 0.5 * column, label=label)
     for k, bound in enumerate(found.lipschitz):
@@ -103,7 +104,8 @@ def _singular_values(axes: Axes, found: Invertibility) -> None:
     axes.set_ylim(low / 2, high * (high / low) ** 0.35 * 1.5)  # room for the legend
     axes.set_xlabel("points by condition number, %")
     axes.grid(axis="y", color=GRID, lw=0.8)
-    axes.legend(loc="upper left", handletextpad=0.3, ncols=2, columnspacing=1.0)
+    axes.minorticks_off()
+    axes.legend(loc="upper left", handletextpad=0.3, ncols=3, columnspacing=1.0, handlelength=1.6)
 
 
 def _stress(axes: Axes, found: Invertibility) -> None:
@@ -122,7 +124,8 @@ def _stress(axes: Axes, found: Invertibility) -> None:
         bad = [i for i, c in enumerate(own) if c.status in ("failed", "not finite")]
         axes.plot([at[i] for i in bad], error[bad], ls="", marker="x", ms=7, mew=1.8, color=VERDICTS["wrong"])
     axes.plot([], [], color=MUTED, lw=1.0, ls=(0, (4, 2)), label="allowed")
-    axes.set_yscale("log"), axes.set_ylim(_LEAST / 3, 3 * _MOST)
+    axes.set_yscale("log")
+    axes.set_ylim(_LEAST / 3, 1e4 * _MOST)  # room for the legend
     axes.set_xticks(range(len(places)), [p.replace("x · ", "") for p in places])
     axes.set_xlabel("scale of x"), axes.set_ylabel("nats" if quantity.startswith("log-det") else "relative error")
     axes.grid(axis="y", color=GRID, lw=0.8)
