@@ -140,6 +140,13 @@ def test_digits_lost_between_layers_are_not_explained():
     assert any("float64" in r for r in found.reasons)  # the remedy
 
 
+def test_so_are_digits_lost_in_float64():
+    """A saturated sigmoid and its inverse: off by more than any tolerance in float64 too, but it is rounding, not a wrong formula."""
+    found = check_invertibility(ComposeTransform([SigmoidTransform(), SigmoidTransform().inv]), points())
+    assert any(c.status == "failed" and c.dtype == torch.float64 for c in found.checks)
+    assert found.verdict == "unstable" and any("between layers" in r for r in found.reasons), found
+
+
 def test_a_bracket_that_ends_is_found_by_stress():
     """An inverse that returns the end of its bracket, without a word, is right at the points and wrong beyond 10."""
 
@@ -199,7 +206,7 @@ def test_without_autograd_there_are_differences():
     wrong = Elementwise(blind, inverse, lambda x: (2 + torch.cos(x)).log() + 0.01)
     found = check_invertibility(right, points())
     assert found.verdict == "good", found
-    assert any(c.quantity == "log-det (finite differences)" for c in found.checks)
+    assert any(c.quantity == "log-det (differences)" for c in found.checks)
     assert check_invertibility(wrong, points()).verdict == "wrong"
 
 
@@ -227,7 +234,7 @@ def test_a_truncated_series_is_flagged():
     [
         (AffineTransform(1.0, torch.tensor([2.0, -3.0, 0.5])), None),
         (SigmoidTransform().inv, None),
-        (ComposeTransform([SigmoidTransform(), SigmoidTransform().inv, AffineTransform(1.0, 2.0)]), None),
+        (ComposeTransform([AffineTransform(1.0, 0.1), SigmoidTransform(), AffineTransform(1.0, 2.0)]), None),
         (stock.affine_coupling(3), None),
         (stock.Spline(3), None),
         (stock.Permute(torch.tensor([2, 0, 1])), None),

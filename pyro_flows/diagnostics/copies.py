@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -73,6 +74,16 @@ class Copy:
         for module in _modules(self.transform):
             module.eval()
 
+    @contextmanager
+    def _default(self) -> Iterator[None]:
+        """Its dtype as the default one: some of Pyro's inverses start from ``torch.zeros``."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
     def _at(self, context: Tensor | None) -> Transform:
         return self.transform if context is None else self.transform.condition(context)
 
@@ -80,17 +91,19 @@ class Copy:
         """``f(x)`` and its log-det."""
         if isinstance(self.transform, FlowTransform):
             return self.transform.forward_and_ladj(x, context)
-        t, x = self._at(context), x.view_as(x)  # another object: stock caches go by identity
-        y = t(x)
-        return y, self._row(t, t.log_abs_det_jacobian(x, y), len(x))
+        with self._default():
+            t, x = self._at(context), x.view_as(x)  # another object: stock caches go by identity
+            y = t(x)
+            return y, self._row(t, t.log_abs_det_jacobian(x, y), len(x))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The inverse at ``y`` and its log-det."""
         if isinstance(self.transform, FlowTransform):
             return self.transform.inverse_and_ladj(y, context)
-        t, y = self._at(context), y.view_as(y)
-        x = t.inv(y).clone()
-        return x, -self._row(t, t.log_abs_det_jacobian(x, y), len(y))
+        with self._default():
+            t, y = self._at(context), y.view_as(y)
+            x = t.inv(y).clone()
+            return x, -self._row(t, t.log_abs_det_jacobian(x, y), len(y))
 
     def inside(self, points: Tensor, codomain: bool = False) -> Tensor:
         """Which rows lie in the domain (or codomain)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from .conditioning import Check
+from .conditioning import GIVEN, Check
 
 if TYPE_CHECKING:
     from .invertibility import Invertibility
@@ -17,7 +17,6 @@ __all__ = ["Soundness", "conclude", "table"]
 
 Soundness = Literal["good", "ill-conditioned", "unstable", "one-way", "wrong"]
 
-_GIVEN = ("x", "around x")  # the others are stress inputs
 _WORDS = {
     "good": "Both round trips and the log-det are as exact as rounding allows.",
     "ill-conditioned": "Digits are lost, as many as the condition number explains: the map is to blame, not its code.",
@@ -32,9 +31,10 @@ def conclude(
     checks: Sequence[Check], why_not: str, singular_values: Tensor, folds: bool
 ) -> tuple[Soundness, tuple[str, ...]]:
     """The verdict, and the reasons for it, worst first."""
-    double = [c for c in checks if c.dtype == torch.float64]
-    single = [c for c in checks if c.dtype == torch.float32]
-    wrong = [_miss(c, double) for c in _by_quantity(c for c in double if c.status == "failed")]
+    failed = [c for c in checks if c.status == "failed"]
+    single = {(c.quantity, c.points): c for c in checks if c.dtype == torch.float32}
+    rounding = [c for c in failed if c.dtype == torch.float32 or _grows(c, single.get((c.quantity, c.points)))]
+    wrong = [_miss(c) for c in _by_quantity(c for c in failed if c not in rounding)]
     if folds:
         wrong.insert(0, "Two points have one image, or the Jacobian's determinant changes its sign: the map is not injective, so it has no inverse.")
     broken = [c for c in checks if c.status == "not finite"]
@@ -42,8 +42,8 @@ def conclude(
     if not all(c.note for c in broken):
         unstable.append(_overflow([c for c in broken if not c.note]))
     if not wrong:
-        unstable += [_loss(c) for c in _by_quantity(c for c in single if c.status == "failed")]
-    lossy = [_explained(c, singular_values) for c in _by_quantity(c for c in checks if c.status == "conditioning" and c.points in _GIVEN)]
+        unstable += [_loss(c) for c in _by_quantity(rounding)]
+    lossy = [_explained(c, singular_values) for c in _by_quantity(c for c in checks if c.status == "conditioning" and c.points in GIVEN)]
     one_way = [f"There is no inverse ({why_not}): densities of given points cannot be had."] if why_not else []
     reasons = (*wrong, *one_way, *unstable, *lossy)
     verdict: Soundness = "wrong" if wrong else "one-way" if one_way else "unstable" if unstable else "ill-conditioned" if lossy else "good"
@@ -54,6 +54,14 @@ def conclude(
             far = f"At inputs as large as {lost[0]} digits are lost, as many as conditioning explains."
         reasons = (far,)
     return verdict, reasons
+
+
+def _grows(double: Check, single: Check | None) -> bool:
+    """Whether an error in float64 is one of rounding: in float32 it is far larger, and not explained either.
+
+    A wrong formula is as wrong in both; and where conditioning hides it in float32, rounding cannot be what float64 shows.
+    """
+    return single is not None and single.status != "fine" and single.error > max(100 * double.error, single.allowed)
 
 
 def _by_quantity(checks: Iterable[Check]) -> list[Check]:
@@ -68,7 +76,7 @@ def _where(check: Check) -> str:
     return f"in {str(check.dtype).removeprefix('torch.')} at {check.points}"
 
 
-def _miss(check: Check, double: Sequence[Check]) -> str:
+def _miss(check: Check) -> str:
     size = f"{check.error:.1e}, where conditioning explains {check.allowed:.1e}"
     if check.quantity.startswith("log-det"):
         against = "that of the Jacobian" if "both" not in check.quantity else "minus the inverse's"
@@ -77,8 +85,9 @@ def _miss(check: Check, double: Sequence[Check]) -> str:
 
 
 def _loss(check: Check) -> str:
+    remedy = " Use float64." if check.dtype == torch.float32 else " It grows with the rounding unit: digits are lost between layers."
     unit = "nats" if check.quantity.startswith("log-det") else "relative to the point"
-    return f"{check.quantity}: {check.error:.1e} {unit}, where conditioning explains {check.allowed:.1e} ({_where(check)}). Use float64."
+    return f"{check.quantity}: {check.error:.1e} {unit}, where conditioning explains {check.allowed:.1e} ({_where(check)}).{remedy}"
 
 
 def _overflow(broken: Sequence[Check]) -> str:
@@ -111,9 +120,9 @@ def table(found: Invertibility) -> str:
         cells = {(c.quantity, c.points): c for c in found.checks if c.dtype == dtype}
         if not cells:
             continue
-        lines.append(f"{str(dtype).removeprefix('torch.'):<10}" + "".join(f"{quantity:<21}" for quantity in quantities).rstrip())
+        lines.append(f"{str(dtype).removeprefix('torch.'):<10}" + "".join(f"{quantity:<23}" for quantity in quantities).rstrip())
         for place in places:
-            row = "".join(f"{_cell(cells.get((quantity, place))):<21}" for quantity in quantities)
+            row = "".join(f"{_cell(cells.get((quantity, place))):<23}" for quantity in quantities)
             lines.append(f"{place:<10}{row}".rstrip())
         lines.append("")
     lines.append("worst error (allowed): relative for round trips, nats for log-dets;  ~ explained by conditioning,  ✗ not,  ! not finite or raised")

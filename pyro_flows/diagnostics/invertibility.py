@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ..distributions import Flow
-from ..errors import DtypeError, OptionError, ShapeError, SupportError
+from ..errors import DtypeError, OptionError, PyroFlowsError, ShapeError, SupportError
 from ..transforms import Conditioned, FlowTransform
 from .conditioning import Check, lipschitz, local, measure
 from .copies import Copy, Stock
@@ -37,7 +37,7 @@ class Invertibility:
         dim: number of coordinates.
         num_points: points examined.
         verdict: ``"good"``; ``"ill-conditioned"`` (digits are lost, as many as its condition number explains: no fault of the code);
-            ``"unstable"`` (more is lost in float32, or values are not finite, or an inverse gave up); ``"one-way"`` (there is no inverse);
+            ``"unstable"`` (rounding costs more than that, or values are not finite, or an inverse gave up); ``"one-way"`` (there is no inverse);
             ``"wrong"`` (in float64, an inverse or a log-det is off by more than rounding explains, or two points have one image).
         reasons: plain sentences, worst first.
         checks: all that was compared, each with what was allowed.
@@ -138,13 +138,14 @@ def check_invertibility(transform: Flow | Stock, x: Tensor, context: Tensor | No
 
 def _examine(name: str, precise: Copy, rough: Copy, x: Tensor, context: Tensor | None) -> Invertibility:
     try:
-        near = local(precise, x, context)
-    except (RuntimeError, ValueError) as error:
-        if isinstance(precise.transform, FlowTransform):
+        y, _ = precise.forward(x, context)
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, PyroFlowsError):
             raise
         raise ShapeError(f"check_invertibility: {name} cannot be evaluated at points of shape {tuple(x.shape)}: {error}") from error
-    if near.y.shape != x.shape:
-        raise ShapeError(f"check_invertibility: {name} maps points of size {x.shape[-1]} to size {near.y.shape[-1]}: its Jacobian is not square")
+    if y.shape != x.shape:
+        raise ShapeError(f"check_invertibility: {name} maps points of size {x.shape[-1]} to size {y.shape[-1]}: its Jacobian is not square")
+    near = local(precise, x, context)
     noise = torch.randn(x.shape, dtype=x.dtype).to(x.device)
     spread = (x**2).mean().sqrt()
     few = torch.linspace(0, len(x) - 1, min(len(x), _STRESS_ROWS)).long().unique()
