@@ -193,3 +193,19 @@ def test_the_pushed_score_is_the_gradient_of_the_density(case):
     (expected,) = torch.autograd.grad((inverse_ladj - 0.5 * z.square().sum(-1)).sum(), point)
     for a, b in ((x, y), (ladj, forward_ladj), (score, expected)):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_lost_particles_do_not_look_like_progress():
+    def cliff(x):
+        return torch.where(x[:, 0] > 0, -torch.inf, -x.square().sum(-1))
+
+    flat_flow = FlatFlow(pf.Flow(2, pf.transforms.Affine(2)))
+    step, noise = build_step(flat_flow, cliff, "path", 8), torch.randn(8, 2)
+    elbos = []
+    for lost in (0, 3, 8):
+        noise[:, 0] = -noise[:, 0].abs()
+        noise[:lost, 0] *= -1
+        gradient, elbo, spread, dropped = step(flat_flow.read(), noise)
+        assert int(dropped) == lost and torch.isfinite(gradient).all() and bool(gradient.any()) == (lost < 8)
+        elbos.append(float(elbo))
+    assert elbos[0] > elbos[1] > elbos[2] == -torch.inf and spread == torch.inf

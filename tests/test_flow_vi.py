@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 
@@ -9,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import init_to_value
 from torch.distributions import constraints
 
 import pyro_flows as pf
@@ -168,6 +170,9 @@ def test_foreign_and_damaged_checkpoints(tmp_path):
     quietly(pf.FlowVI(skewed, checkpoint=path, **QUICK))
     with pytest.raises(CheckpointError, match="another model"):
         pf.FlowVI(eight_schools, checkpoint=path, **QUICK).run(Y, SIGMA)
+    for other in ({"seed": 1}, {"max_steps": 200}):
+        with pytest.raises(CheckpointError, match="options differ"):
+            pf.FlowVI(skewed, checkpoint=path, **(QUICK | other)).run()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be read"):
         pf.FlowVI(skewed, checkpoint=path, **QUICK).run()
@@ -298,3 +303,60 @@ def test_improper_and_constrained_sites_fit():
     assert abs(draws["loc"].mean() - y.mean()) < 0.1 * scale
     low, high = torch.quantile(draws["loc"], torch.tensor([0.05, 0.95], dtype=torch.float64))
     assert abs((high - low) / 2 / scale - 1.943) < 0.15
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = pf.FlowVI(model, checkpoint=tmp_path / "run.pt", **QUICK)
+    quietly(fit, torch.zeros(3))
+    with pytest.raises(CheckpointError, match="data"):
+        fit.run(torch.ones(3))
+
+
+def test_data_that_broadcast_are_refused():
+    def plain(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([8]).to_event(1))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    def plated(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 8):
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    for model in (plain, plated):
+        quietly(pf.FlowVI(model, **(QUICK | {"max_steps": 1})), Y)
+        with pytest.raises(ShapeError, match="'y'"):
+            pf.FlowVI(model, **QUICK).run(Y[:, None])
+
+
+def test_data_beyond_a_support_that_a_latent_sets_are_not_refused():
+    def model(y):
+        top = pyro.sample("top", dist.LogNormal(4.0, 0.1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Uniform(0.0, top), obs=y)
+
+    init = functools.partial(pf.AutoFlow, model, flow=None, init_loc_fn=init_to_value(values={"top": torch.tensor(60.0)}))
+    assert math.isfinite(quietly(pf.FlowVI(model, init(), **QUICK), torch.tensor([1.0, 30.0])).elbo.mean)
+
+
+def test_a_param_is_held_fixed_and_named():
+    def model(y):
+        scale = pyro.param("scale", torch.tensor(2.0, dtype=torch.float64))
+        pyro.sample("y", dist.Normal(pyro.sample("x", dist.Normal(0.0, 1.0)), scale), obs=y)
+
+    assert any("'scale' was held fixed" in w for w in quietly(pf.FlowVI(model, **QUICK), torch.tensor(1.0)).warnings)
+
+
+def test_an_interrupted_flow_is_not_worse_than_its_affine_layer():
+    def stop(record):
+        if record["stage"] == "flow":
+            raise KeyboardInterrupt
+
+    options = {**QUICK, "flow": small_flow, "lr": 30.0}
+    affine = quietly(pf.FlowVI(skewed, **(QUICK | {"flow": None})))
+    halted = quietly(pf.FlowVI(skewed, callbacks=[stop], **options))
+    assert halted.elbo.mean > affine.elbo.mean - 4 * (halted.elbo.se + affine.elbo.se)

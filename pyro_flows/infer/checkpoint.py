@@ -59,14 +59,15 @@ class Checkpoint:
         try:
             content = torch.load(self.path, weights_only=True)
             known = content["format"] == self._format
+            signature, module_state, random = (content[part] for part in ("signature", "module", "random")) if known else ([], {}, None)
         except Exception as error:
             what = f"{str(self.path)!r} cannot be read as a checkpoint ({type(error).__name__})"
             raise CheckpointError(f"{what}: delete it, or give another path") from error
         if not known:
             raise CheckpointError(f"{str(self.path)!r} is not a {self.kind} checkpoint: give another path")
-        if content["signature"] != self._signature(module):
+        if signature != self._signature(module):
             what = f"{str(self.path)!r} belongs to another model, guide, flow or data (sites, shapes, rows or options differ)"
             raise CheckpointError(f"{what}: delete it, or give another path")
-        module.load_state_dict(content["module"])
-        torch.set_rng_state(content["random"])
+        module.load_state_dict(module_state)
+        torch.set_rng_state(random)  # type: ignore[arg-type]
         return content

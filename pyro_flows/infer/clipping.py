@@ -26,7 +26,7 @@ class GradientClip:
             return 0.0
         factor = 1.0
         if len(self.norms) >= _FIRST:
-            median = statistics.median(self.norms)
+            median = statistics.median(self.norms) or norm  # zeros say nothing about a usual length
             if norm > _CLIP * median:
                 factor = _CLIP * median / norm
             if norm > _IGNORE * median:

@@ -106,6 +106,6 @@ def log_prob(guide: AutoFlow, samples: Mapping[str, Tensor]) -> Tensor:
     for site in guide.sites:
         checked = site.support.check(values[site.name])
         inside = inside & checked.reshape(*inside.shape, -1).all(-1)
-    z = guide.pack(values)
+    z = torch.where(inside.unsqueeze(-1), guide.pack(values), torch.zeros_like(like))
     log_q = guide.flow().log_prob(z) - guide.unpack_ladj(z)
     return torch.where(inside, log_q, torch.full_like(log_q, -torch.inf))  # a bijection's inverse would clamp a point outside

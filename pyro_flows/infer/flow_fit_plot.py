@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE
 from .context import seeded
-from .plots import _AMBER, _BLUE, _GRID, _MUTED, _STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def plot(fit: FlowFit, path: str | Path | None = None) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 3.2), layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
@@ -42,16 +42,16 @@ def plot(fit: FlowFit, path: str | Path | None = None) -> Figure:
 def _losses(axes: Axes, fit: FlowFit) -> None:
     steps = [h["step"] for h in fit.history]
     loss, validation = (np.array([h[name] for h in fit.history]) for name in ("loss", "validation"))
-    axes.plot(steps, loss, color=_MUTED, lw=1.0, label="training")
+    axes.plot(steps, loss, color=MUTED, lw=1.0, label="training")
     if np.isfinite(validation).any():
-        axes.plot(steps, validation, color=_BLUE, lw=1.5, label="validation")
-        axes.axvline(fit.best_step, color=_AMBER, lw=1.0, ls=":", label="kept")
+        axes.plot(steps, validation, color=BLUE, lw=1.5, label="validation")
+        axes.axvline(fit.best_step, color=AMBER, lw=1.0, ls=":", label="kept")
     finite = np.concatenate([loss, validation])
     finite = finite[np.isfinite(finite)]
     low, high = finite.min(), np.quantile(finite, 0.9)
     axes.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.5 * (high - low + 0.1))  # the first steps would hide the rest
     axes.set(title=fit.loss_name, xlabel="step", ylabel="nats a row")
-    axes.grid(color=_GRID, lw=0.6)
+    axes.grid(color=GRID, lw=0.6)
     axes.legend()
 
 
@@ -63,7 +63,7 @@ def _points(axes: Axes, fit: FlowFit) -> None:
         else:
             rows = fit.held_out.take(slice(_POINTS))
             x, drawn = rows.x.cpu(), fit.flow(rows.context).sample(() if rows.context is not None else (len(rows.x),))
-    groups = [(v.cpu(), c, n) for v, c, n in ((x, _MUTED, "held out"), (drawn, _BLUE, "drawn")) if v is not None]
+    groups = [(v.cpu(), c, n) for v, c, n in ((x, MUTED, "held out"), (drawn, BLUE, "drawn")) if v is not None]
     if not groups:
         axes.set_axis_off()
         return

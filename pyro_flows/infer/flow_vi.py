@@ -14,7 +14,7 @@ from ..guides import AutoFlow
 from .checkpoint import Checkpoint
 from .context import running, seeded
 from .engine import ENGINES
-from .inputs import check_inputs, converted, set_up
+from .inputs import check_inputs, converted, fingerprint, set_up
 from .objectives import check_objective
 from .posterior import Posterior
 from .progress import Progress
@@ -116,6 +116,9 @@ class FlowVI:
             return self._run(converted(args, self.dtype), converted(kwargs, self.dtype))
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:
+        if self.checkpoint is not None:
+            options = [self.seed, self.num_particles, self.max_steps, self.lr, self.objective, str(self.dtype), self.warm_start]
+            self.checkpoint.fingerprint = [options, fingerprint(args, kwargs)]
         guide, log_joint = set_up(self.model, self.guide or self._new_guide(), args, kwargs, self.dtype)
         run = Run(self, guide, log_joint)
         with Progress(self.progress) as bar:

@@ -14,7 +14,7 @@ from ..errors import DtypeError, ModelError, PyroFlowsError, ShapeError, Support
 from ..guides import AutoFlow
 from .log_joint import LogJoint
 
-__all__ = ["check_inputs", "converted", "set_up"]
+__all__ = ["check_inputs", "converted", "fingerprint", "set_up"]
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -46,6 +46,17 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 )
 
 
+def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Plain values that tell one set of arguments from another: shapes, and sums of entries weighted by their places."""
+    found: list[Any] = []
+    for name, value in (leaf for n, v in [*enumerate(args), *kwargs.items()] for leaf in _walk(v, str(n))):
+        if isinstance(value, Tensor):
+            flat = value.detach().double().reshape(-1)
+            value = [list(value.shape), float(flat.sum()), float(flat @ torch.linspace(1, 2, len(flat)).to(flat))]
+        found.append([name, value if isinstance(value, (list, int, float, str, bool, type(None))) else type(value).__name__])
+    return found
+
+
 def converted(value: Any, dtype: torch.dtype) -> Any:
     """The same arguments with floating-point tensors and arrays as tensors of ``dtype``; integers stay integers."""
     if isinstance(value, Tensor):
@@ -70,17 +81,24 @@ def _explained(dtype: torch.dtype) -> Iterator[None]:
             raise _dtype_error(cause, dtype) from cause
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:500]
+        text = " ".join(str(error).split("Trace Shapes")[0].split())[:500]
+        if "unexpected keyword" in text:
+            text += "; options of the fit go to FlowVI: pf.FlowVI(model, flow=...).run(...)"
         if "dtype" in text or "same device" in text:
             raise _dtype_error(error, dtype) from error
         raise ModelError(f"the model failed when it was run with these arguments: {type(error).__name__}: {text}") from error
 
 
 def _dtype_error(error: BaseException, dtype: torch.dtype) -> DtypeError:
-    return DtypeError(
-        f"the model mixes dtypes or devices while it runs in {dtype}: {' '.join(str(error).split())[:300]}. Pass the data as arguments of the "
-        "model (they are converted), convert what the model closes over, or choose FlowVI(model, dtype=torch.float32)"
-    )
+    text = " ".join(str(error).split("Trace Shapes")[0].split())[:300]
+    if "Long" in text or "Int" in text:
+        remedy = "integers stay integers: pass those that are quantities as floating point, x.float() (--as-float x on the command line)"
+    else:
+        remedy = (
+            "pass the data as arguments of the model (they are converted), convert what the model closes over, or choose "
+            "FlowVI(model, dtype=torch.float32)"
+        )
+    return DtypeError(f"the model mixes dtypes or devices while it runs in {dtype}: {text}. {remedy[0].upper()}{remedy[1:]}")
 
 
 def set_up(
@@ -117,9 +135,16 @@ def _check_observations(log_joint: LogJoint) -> None:
                 inside = site["fn"].support.check(site["value"])
             except (NotImplementedError, AttributeError):  # a distribution that does not say
                 continue
-            if not bool(inside.all()):
+            if not bool(inside.all()) and _is_fixed(log_joint, name):
                 count = int((~inside).sum())
                 raise SupportError(f"site {name!r}: {count} observed value(s) lie outside the support {site['fn'].support}: correct the data")
+
+
+def _is_fixed(log_joint: LogJoint, name: str) -> bool:
+    """Whether a site's support is the same at another point of the latent space."""
+    other = log_joint.trace_at(torch.zeros_like(log_joint.guide.standardize.loc)).nodes[name]["fn"].support
+    pairs = zip(vars(log_joint.trace.nodes[name]["fn"].support).values(), vars(other).values(), strict=True)
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs if isinstance(a, (Tensor, float, int)))
 
 
 def _check_shape(name: str, site: dict[str, Any]) -> None:

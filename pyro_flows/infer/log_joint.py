@@ -162,6 +162,11 @@ class LogJoint:
             conditioned = poutine.condition(model, data=self.guide.unpack(z))
             return poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
 
+    def trace_at(self, z: Tensor) -> Trace:
+        """The trace of the model at one unconstrained point ``(d,)``, discrete sites drawn."""
+        with torch.no_grad(), running(z.dtype):
+            return self._run(self.model, z)
+
     def _read_model(self, z: Tensor) -> None:
         try:
             with torch.no_grad(), running(z.dtype):
@@ -171,6 +176,7 @@ class LogJoint:
             message = f"the model failed while its log density was evaluated: {type(error).__name__}: {error}"
             raise ModelError(message) from error
         sites = {k: v for k, v in self.trace.nodes.items() if v["type"] == "sample"}
+        self.frozen = [k for k, v in self.trace.nodes.items() if v["type"] == "param"]
         subsampled = [k for k, v in sites.items() if isinstance(v["fn"], _Subsample) and len(v["value"]) < v["fn"].size]
         drawn = {k: v for k, v in sites.items() if not v["is_observed"] and not isinstance(v["fn"], _Subsample)}
         summed = {k for k, v in drawn.items() if v["infer"].get("enumerate") == "parallel"}

@@ -14,6 +14,7 @@ from ..errors import OptionError
 from ..guides import AutoFlow
 from .context import running, seeded
 from .draws import evaluate_guide, log_prob, resample
+from .inputs import converted
 from .log_joint import LogJoint
 from .predictive import simulate
 
@@ -218,6 +219,7 @@ class Posterior:
         """
         if not args and not kwargs:
             args, kwargs = self.log_joint.args, self.log_joint.kwargs
+        args, kwargs = converted(args, self._dtype), converted(kwargs, self._dtype)
         samples = self.get_samples(num_samples) if samples is None else samples
         latents = {site.name: samples[site.name] for site in self.guide.sites}
         count = len(next(iter(latents.values())))
@@ -306,5 +308,4 @@ class Posterior:
         lines = [f"Posterior of {shapes}{more} ({self.guide.latent_dim} dimensions)"]
         lines += ["  " + line for line in str(self.evaluation).splitlines()]
         lines += ["  warning: " + line for line in self.warnings]
-        lines += [] if self.converged else ["  the training was still gaining when it ended: a larger max_steps may help"]
         return "\n".join(lines)

@@ -105,8 +105,8 @@ def find_start(
     Args:
         log_joint: ``(N, d) -> (N,)``.
         value_and_grad: ``(d,) -> (-log p, gradient)``, the fast way.
-        points: starting points ``(K, d)``; the first is also the centre of the naive Gaussian.
-        naive_scale: standard deviation of the naive Gaussian.
+        points: starting points ``(K, d)``, of the descents and of the naive Gaussians.
+        naive_scale: standard deviation of the narrow naive Gaussians; wide ones have 1.
         noise: standard normal draws ``(N, d)``, the same for all candidates.
         steps: L-BFGS iterations from each point.
 
@@ -132,14 +132,16 @@ def find_start(
     def counted(z: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal count
         count += 1
-        return value_and_grad(z)
+        value, gradient = value_and_grad(z)
+        return value.detach(), gradient.detach()
 
     modes: list[tuple[Tensor, Tensor]] = []
 
     def known(top: Tensor) -> bool:
         return any(float(((top - mode) / scale).abs().max()) < 0.3 for mode, scale in modes)
 
-    best = naive = max((judge(points[0], eye * s, "naive start") for s in (naive_scale, 1.0)), key=lambda s: s.elbo)
+    plain = (judge(point, eye * s, "naive start") for point in points for s in (naive_scale, 1.0))
+    best = naive = max(plain, key=lambda s: s.elbo)
     for k, point in enumerate(points):
         path = _minimise(counted, point, steps)
         top, accepted = path[-1], best
