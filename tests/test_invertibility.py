@@ -100,7 +100,7 @@ def test_a_good_map_is_good():
         ({"inverse_error": 1e-3}, {"x → y → x", "y → x → y"}),
         ({"inverse_error": 1e-6}, {"x → y → x", "y → x → y"}),
     ],
-    ids=str,
+    ids=["ladj", "ladj-sign", "inverse", "inverse-slightly"],  # a set has no order, and workers must agree on names
 )
 @pytest.mark.parametrize("condition", [10.0, 1e5])
 def test_wrong_formulas_are_wrong(faults, quantities, condition):
