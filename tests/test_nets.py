@@ -11,6 +11,7 @@ from torch.func import jacrev, vmap
 
 from pyro_flows.errors import OptionError
 from pyro_flows.nets import MLP, Hypernetwork, MaskedMLP
+from pyro_flows.nets.decoding import decode_in_place
 
 DIMS = (1, 2, 3, 5, 8, 12)
 WIDTHS = ((), (1,), (3, 2), (7, 16), (32, 32, 32))  # none, fewer and more than the inputs
@@ -40,9 +41,16 @@ def dependence(net: MaskedMLP, context_dim: int, of: int) -> Tensor:
 each_size = pytest.mark.parametrize("dim, widths, context_dim", list(product(DIMS, WIDTHS, (0, 3))), ids=str)
 
 
-@each_size
-def test_an_output_sees_earlier_inputs_alone(dim, widths, context_dim):
-    seen = dependence(build(dim, widths, context_dim), context_dim, 0)
+each_net = pytest.mark.parametrize(  # residual ones add up where widths are equal
+    "dim, widths, context_dim, residual",
+    [(*size, residual) for size in product(DIMS, WIDTHS, (0, 3)) for residual in {False, size[1] == (32, 32, 32)}],
+    ids=str,
+)
+
+
+@each_net
+def test_an_output_sees_earlier_inputs_alone(dim, widths, context_dim, residual):
+    seen = dependence(build(dim, widths, context_dim, residual=residual), context_dim, 0)
     assert seen.shape == (dim, dim) and not seen.triu().any()
 
 
@@ -70,28 +78,33 @@ def test_the_context_reaches_the_first_output_through_hidden_units(dim):
     assert (dependence(net, 3, 1) > 0).all()
 
 
-@each_size
-def test_decoding_is_naive_decoding(dim, widths, context_dim):
+@each_net
+def test_decoding_is_naive_decoding(dim, widths, context_dim, residual):
     """Against D full passes, each of which fixes one more input; in value and in every gradient."""
-    net = build(dim, widths, context_dim)
+    net = build(dim, widths, context_dim, residual=residual)
     z, context = inputs(net, context_dim, 3, 4)
     z.requires_grad_()
 
-    def solve(i: int, params: Tensor) -> Tensor:
-        assert params.shape == (3, 4, P)
-        return z[..., i] * torch.tanh(params[..., 0]).exp() + params[..., 1]
+    def step(i: int, params: Tensor) -> tuple[Tensor, Tensor]:
+        assert params.shape == (12, P)
+        return z.reshape(12, dim)[:, i] * torch.tanh(params[..., 0]).exp() + params[..., 1], params.sum(-1)
 
-    found, params = net.decode(solve, z.shape[:-1], context)
+    found, sums = net.decode(step, z.shape[:-1], context)
     naive = torch.zeros_like(z)
     for i in range(dim):
-        column = solve(i, net(naive, context)[..., i, :])
-        naive = torch.cat([naive[..., :i], column.unsqueeze(-1), naive[..., i + 1 :]], -1)
+        column, _ = step(i, net(naive, context)[..., i, :].reshape(12, P))
+        naive = torch.cat([naive[..., :i], column.reshape(3, 4, 1), naive[..., i + 1 :]], -1)
     torch.testing.assert_close(found, naive)
-    torch.testing.assert_close(params, net(naive, context))
+    torch.testing.assert_close(sums, net(naive, context).sum(-1))
+    for at_once in (False, True):
+        with torch.no_grad():
+            apply = lambda z, params: (z * torch.tanh(params[..., 0]).exp() + params[..., 1], params.sum(-1))  # noqa: E731
+            ours = decode_in_place(net, apply, z.reshape(12, dim), net.terms(context), at_once)
+        torch.testing.assert_close(ours, (found.reshape(12, dim), sums.reshape(12, dim)))
 
     wanted = [z, *net.parameters()]
     for ours, expected in zip(
-        torch.autograd.grad((found.sin() + params.sum(-1)).sum(), wanted, allow_unused=True),
+        torch.autograd.grad((found.sin() + sums).sum(), wanted, allow_unused=True),
         torch.autograd.grad((naive.sin() + net(naive, context).sum(-1)).sum(), wanted, allow_unused=True),
         strict=True,
     ):
@@ -101,10 +114,10 @@ def test_decoding_is_naive_decoding(dim, widths, context_dim):
 def test_decoding_uses_each_weight_once(monkeypatch):
     """The cost of one pass: the multiplications of all steps together are those of the masked matrices."""
     dim, width, products = 12, 48, []
-    linear = nn.functional.linear
-    monkeypatch.setattr(nn.functional, "linear", lambda x, w, *b: products.append(w.numel()) or linear(x, w, *b))
+    addmm = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda b, w, x: products.append(w.numel()) or addmm(b, w, x))
     net = build(dim, (width, width))
-    net.decode(lambda i, params: params[..., 0], torch.Size([5]))
+    net.decode(lambda i, params: params.unbind(-1), torch.Size([5]))
     assert 0 < sum(products) <= sum(layer.weight.numel() for layer in net.layers)
 
 
@@ -115,8 +128,8 @@ def test_shapes(batch, context_dim):
         net = build(dim, (6,), context_dim)
         x, context = inputs(net, context_dim, *batch)
         assert net(x, context).shape == (*batch, dim, P)
-        found, params = net.decode(lambda i, row: row.sum(-1), torch.Size(batch), context)
-        assert found.shape == (*batch, dim) and params.shape == (*batch, dim, P)
+        for out in net.decode(lambda i, row: row.unbind(-1), torch.Size(batch), context):
+            assert out.shape == (*batch, dim)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +171,18 @@ def test_activation_is_used(activation):
     net = build(3, activation=activation)
     assert isinstance(net.activation, activation)
     x, _ = inputs(net, 0, 5)
-    found, params = net.decode(lambda i, row: x[..., i], x.shape[:-1])
-    torch.testing.assert_close(params, net(x))
+    found, first = net.decode(lambda i, row: (x[..., i], row[..., 0]), x.shape[:-1])
+    torch.testing.assert_close(first, net(x)[..., 0])
     torch.testing.assert_close(found, x)
+
+
+def test_residual_layers_add_up():
+    net = build(3, (6, 6, 4), residual=True)
+    (w1, w2, w3, w4), (b1, b2, b3, b4) = net.terms()
+    x, _ = inputs(net, 0, 5)
+    h = net.activation(x @ w1.T + b1)
+    h = net.activation((h + net.activation(h @ w2.T + b2)) @ w3.T + b3)
+    torch.testing.assert_close(net(x), (h @ w4.T + b4).unflatten(-1, (P, 3)).mT)
 
 
 @pytest.mark.parametrize("widths", ((0,), (8, -1), (2.5,)), ids=str)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import integrate, interpolate, special, stats
 from scipy.optimize import brentq
-from torch import Tensor
+from torch import Tensor, nn
 from zoo import BY_ROOT, CIRCLE, UNIVARIATES
 
 from pyro_flows import univariate as U
@@ -273,9 +273,19 @@ def max_slope(f: RationalQuadraticSpline) -> float:
     return 4 / max(math.sqrt(f.min_slope), 4 * f.min_slope)
 
 
+def knots(f: RationalQuadraticSpline, params: Tensor) -> tuple[Tensor, ...]:
+    """Left and bottom edges, widths, heights ``(..., K)`` and slopes at the knots ``(..., K + 1)``, the slopes from their definition."""
+    k = f.bins
+    xs, ys = f._edges(params[..., : 2 * k].movedim(-1, 0)).movedim(1, -1)[..., 1:-1]
+    secants = ys.diff(dim=-1) / xs.diff(dim=-1)
+    factors = 4.0 ** torch.tanh(params[..., 2 * k :] / math.log(4))
+    inner = torch.minimum(secants[..., 1:], secants[..., :-1]) * factors
+    return xs[..., :-1], ys[..., :-1], xs.diff(dim=-1), ys.diff(dim=-1), nn.functional.pad(inner, (1, 1), value=1.0)
+
+
 def in_bins(f: RationalQuadraticSpline, params: Tensor, count: int, edges: int = 0) -> Tensor:
     """Points inside every bin, however narrow, crowded towards its ends; ``(..., K * count)``."""
-    left, width = f._knots(params)[edges], f._knots(params)[edges + 2]
+    left, width = knots(f, params)[edges], knots(f, params)[edges + 2]
     t = torch.sin(torch.linspace(1e-3, math.pi / 2 - 1e-3, count, dtype=params.dtype)) ** 2
     return (left[..., None] + width[..., None] * t).flatten(-2)
 
@@ -312,7 +322,7 @@ def test_values_follow_the_published_formula(f):
     params = normal(50, f.num_params, scale=2.0)
     x = in_bins(f, params, 20)
     y, log_slope = f.forward(x, params[:, None].expand(-1, x.shape[1], -1))
-    left, bottom, width, height, d = (v.numpy() for v in f._knots(params))
+    left, bottom, width, height, d = (v.numpy() for v in knots(f, params))
     for row in range(len(params)):
         k = np.searchsorted(left[row], x[row].numpy(), side="right") - 1
         s, xi = height[row, k] / width[row, k], (x[row].numpy() - left[row, k]) / width[row, k]
@@ -325,7 +335,15 @@ def test_values_follow_the_published_formula(f):
 
 @each_spline
 def test_bins_fill_the_interval(f):
-    left, bottom, width, height, d = f._knots(normal(300, f.num_params, scale=10.0))
+    """Each bin has its share of the interval, and the tails go on with slope one."""
+    params, k = normal(300, f.num_params, scale=10.0), f.bins
+    left, bottom, width, height, d = knots(f, params)
+    p, q = (1e-3 / k + (1 - 1e-3) * torch.softmax(params[:, part], -1) for part in (slice(k), slice(k, 2 * k)))
+    torch.testing.assert_close(width, 2 * f.bound * ((1 - f._mix) * p + f._mix * q))
+    torch.testing.assert_close(height, 2 * f.bound * ((1 - f._mix) * q + f._mix * p))
+    tails = f._edges(params[..., : 2 * k].movedim(-1, 0))[:, [0, 1, -2, -1]]
+    expected = torch.tensor([-f.bound - 1, -f.bound, f.bound, f.bound + 1], dtype=torch.float64)
+    torch.testing.assert_close(tails, expected[:, None].expand_as(tails))
     for start, size in ((left, width), (bottom, height)):
         assert (start[:, 0] == -f.bound).all() and (size > 0).all()
         torch.testing.assert_close(start[:, 1:], (start + size)[:, :-1])
@@ -336,14 +354,14 @@ def test_bins_fill_the_interval(f):
 @each_spline
 def test_value_and_slope_are_continuous_at_the_knots(f):
     params = normal(200, f.num_params, scale=2.0)
-    left, bottom, width, _, d = f._knots(params)
-    knots, step = left[:, 1:], 1e-6 * torch.minimum(width[:, 1:], width[:, :-1])
+    left, bottom, width, _, d = knots(f, params)
+    inner, step = left[:, 1:], 1e-6 * torch.minimum(width[:, 1:], width[:, :-1])
     rows = params[:, None].expand(-1, f.bins - 1, -1)
-    at, before, after = (f.forward(x, rows)[0] for x in (knots, knots - step, knots + step))
+    at, before, after = (f.forward(x, rows)[0] for x in (inner, inner - step, inner + step))
     torch.testing.assert_close(at, bottom[:, 1:])
     for difference in ((at - before) / step, (after - at) / step):
         torch.testing.assert_close(difference, d[:, 1:-1], rtol=0.03, atol=1e-6)
-    for x in (knots - step / 100, knots, knots + step / 100):
+    for x in (inner - step / 100, inner, inner + step / 100):
         torch.testing.assert_close(f.forward(x, rows)[1], d[:, 1:-1].log(), rtol=0, atol=1e-3)
 
 
@@ -369,7 +387,7 @@ def test_gradients_at_knots_and_seam(way, scale, dtype):
     """On a knot, one float to either side of it, at the seam and far away: finite, and never lost to a clamp."""
     f = RationalQuadraticSpline()
     params = normal(300, f.num_params, scale=scale, dtype=dtype)
-    edges = f._knots(params)[("forward", "inverse").index(way)]
+    edges = knots(f, params)[("forward", "inverse").index(way)]
     fixed = torch.tensor([f.bound, 1e2, 1e3, 1e4, 1e5, 1e6, 1e20], dtype=dtype).expand(300, -1)
     at = torch.cat([edges, fixed, -fixed], -1)
     x = torch.cat([at, torch.nextafter(at, 2 * at), torch.nextafter(at, 0 * at)], -1).requires_grad_()

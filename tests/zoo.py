@@ -125,6 +125,12 @@ def _structures(name: str, f: U.Univariate) -> list[Instance]:
                 ),
             )
         ),
+        Instance(
+            f"autoregressive-{name}-residual",
+            partial(T.Autoregressive, f, 5, context_dim=1, hidden_features=(8, 8, 6), residual=True),
+            5,
+            1,
+        ),
         Instance(f"autoregressive-{name}-1d", partial(T.Autoregressive, f, 1, "sampling", **_small), 1, exceptions=_masked),
     ]
 

@@ -14,6 +14,7 @@ from torch.distributions import Transform
 from ..errors import DataError, OptionError, ShapeError
 from ..transforms import Compose, FlowTransform, Standardize
 from .bases import Gaussian
+from .compiled import Compiled, Compiler
 
 __all__ = ["Flow", "FlowDistribution"]
 
@@ -34,7 +35,7 @@ class FlowDistribution(dist.TransformedDistribution):
         event_dim = len(self.event_shape)
         log_prob = self.base_dist.log_prob(x)
         for transform in self.transforms:
-            if isinstance(transform, FlowTransform):
+            if isinstance(transform, FlowTransform | Compiled):
                 x, ladj = transform.forward_and_ladj(x)
             else:
                 y = transform(x)
@@ -49,6 +50,8 @@ class Flow(nn.Module):
     Args:
         base: a module whose call gives the base distribution (:mod:`pyro_flows.distributions`), or an integer for a standard normal of that size.
         transforms: a transform or a sequence of them, in the sampling direction.
+        compile: whether the transforms run through ``torch.compile``: splines then run about half again as fast. Compilation takes up to a minute,
+            and comes at the first call with each kind of input (batch size, dtype, with and without gradients).
 
     Calling it, ``flow()`` or ``flow(context)``, gives a :class:`FlowDistribution` with ``event_shape (D,)`` and the context's batch shape.
 
@@ -62,7 +65,7 @@ class Flow(nn.Module):
         ShapeError: base and transforms differ in size, or a context is missing or unexpected.
     """
 
-    def __init__(self, base: nn.Module | int, transforms: FlowTransform | Sequence[FlowTransform]) -> None:
+    def __init__(self, base: nn.Module | int, transforms: FlowTransform | Sequence[FlowTransform], compile: bool = False) -> None:
         super().__init__()
         self.transform = transforms if isinstance(transforms, FlowTransform) else Compose(transforms)
         self.base = Gaussian(base) if isinstance(base, int) else base
@@ -71,6 +74,7 @@ class Flow(nn.Module):
         base_dim = getattr(self.base, "dim", self.transform.dim)
         if base_dim != self.transform.dim:
             raise ShapeError(f"Flow: the base has dim {base_dim}, the transforms have dim {self.transform.dim}")
+        self._compiler = Compiler(self.transform) if compile else None
 
     @property
     def dim(self) -> int:
@@ -89,6 +93,8 @@ class Flow(nn.Module):
         if context is not None and (context.dim() == 0 or context.shape[-1] != self.context_dim):
             raise ShapeError(f"Flow: expected a context of shape (*batch, {self.context_dim}), got {tuple(context.shape)}")
         transform: Transform = self.transform if context is None else self.transform.condition(context)
+        if self._compiler is not None:
+            transform = Compiled(self._compiler, context)
         return FlowDistribution(self.base(context), [transform])
 
     def standardized(self, x: Any) -> Flow:
@@ -109,7 +115,8 @@ class Flow(nn.Module):
         if unusable:
             raise DataError(f"standardized: columns {unusable} of x are constant or not finite")
         parts = list(self.transform.parts) if isinstance(self.transform, Compose) else [self.transform]
-        return Flow(self.base, Compose([*parts, Standardize(loc.to(like), scale.to(like).diag())]))  # type: ignore[list-item]
+        layers = Compose([*parts, Standardize(loc.to(like), scale.to(like).diag())])  # type: ignore[list-item]
+        return Flow(self.base, layers, self._compiler is not None)
 
     def extra_repr(self) -> str:
         """Sizes at a glance."""

@@ -61,42 +61,46 @@ def _autoregressions(
     ]
 
 
-def _flow(layers: list[FlowTransform], dim: int, base: nn.Module | None) -> Flow:
-    return Flow(dim if base is None else base, Compose(layers))
+def _flow(layers: list[FlowTransform], dim: int, base: nn.Module | None, compile: bool) -> Flow:
+    return Flow(dim if base is None else base, Compose(layers), compile)
 
 
 def nice(
-    dim: int, context_dim: int = 0, transforms: int = 4, hidden_features: Sequence[int] = (64, 64), base: nn.Module | None = None
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 4,
+    hidden_features: Sequence[int] = (64, 64),
+    base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Additive couplings, then one diagonal scale (NICE): volume-preserving but for the scale.
 
     Args:
-        dim: number of coordinates.
-        context_dim: size of the context; 0 for none.
         transforms: number of couplings; with ``dim > 1`` at least two are needed to move every coordinate, and the scale moves all.
         hidden_features: widths of each conditioner.
-        base: base module; standard normal by default.
 
     Cost: one pass for samples and for densities. Reference: NICE (Dinh et al., 2014), https://arxiv.org/abs/1410.8516
     """
-    return _flow([*_couplings(Shift(), dim, context_dim, transforms, hidden_features), Scale(dim, context_dim)], dim, base)
+    return _flow([*_couplings(Shift(), dim, context_dim, transforms, hidden_features), Scale(dim, context_dim)], dim, base, compile)
 
 
 def realnvp(
-    dim: int, context_dim: int = 0, transforms: int = 6, hidden_features: Sequence[int] = (64, 64), base: nn.Module | None = None
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 6,
+    hidden_features: Sequence[int] = (64, 64),
+    base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Affine couplings (RealNVP).
 
     Args:
-        dim: number of coordinates.
-        context_dim: size of the context; 0 for none.
         transforms: number of couplings, two for each round over all coordinates.
         hidden_features: widths of each conditioner.
-        base: base module; standard normal by default.
 
     Cost: one pass for samples and for densities. Reference: Density estimation using real NVP (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
     """
-    return _flow(_couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base)
+    return _flow(_couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base, compile)
 
 
 def nsf(
@@ -107,58 +111,58 @@ def nsf(
     bins: int = 8,
     bound: float = 5.0,
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Rational-quadratic spline couplings with linear mixing between rounds (NSF, coupling).
 
     Args:
-        dim: number of coordinates.
-        context_dim: size of the context; 0 for none.
         transforms: number of couplings, two for each round over all coordinates.
         hidden_features: widths of each conditioner.
         bins: bins of each spline.
         bound: the splines bend ``[-bound, bound]``; outside they are the identity, so standardise the target.
-        base: base module; standard normal by default.
 
     Cost: one pass for samples and for densities. Reference: Neural spline flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
     """
     spline = RationalQuadraticSpline(bins, bound)
-    return _flow(_couplings(spline, dim, context_dim, transforms, hidden_features, mix=True), dim, base)
+    return _flow(_couplings(spline, dim, context_dim, transforms, hidden_features, mix=True), dim, base, compile)
 
 
 def maf(
-    dim: int, context_dim: int = 0, transforms: int = 5, hidden_features: Sequence[int] = (64, 64), base: nn.Module | None = None
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 5,
+    hidden_features: Sequence[int] = (64, 64),
+    base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Affine autoregressive layers whose density takes one pass (MAF).
 
     Args:
-        dim: number of coordinates.
-        context_dim: size of the context; 0 for none.
-        transforms: number of layers.
         hidden_features: widths of each conditioner.
-        base: base module; standard normal by default.
 
     Cost: densities take one pass, samples ``dim`` dependent steps. Reference: Masked autoregressive flow (Papamakarios et al., 2017),
     https://arxiv.org/abs/1705.07057
     """
-    return _flow(_autoregressions(Affine(), "density", dim, context_dim, transforms, hidden_features), dim, base)
+    return _flow(_autoregressions(Affine(), "density", dim, context_dim, transforms, hidden_features), dim, base, compile)
 
 
 def iaf(
-    dim: int, context_dim: int = 0, transforms: int = 5, hidden_features: Sequence[int] = (64, 64), base: nn.Module | None = None
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 5,
+    hidden_features: Sequence[int] = (64, 64),
+    base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Affine autoregressive layers whose samples take one pass (IAF).
 
     Args:
-        dim: number of coordinates.
-        context_dim: size of the context; 0 for none.
-        transforms: number of layers.
         hidden_features: widths of each conditioner.
-        base: base module; standard normal by default.
 
     Cost: samples take one pass, densities of given points ``dim`` dependent steps. Reference: Improved variational inference with inverse
     autoregressive flow (Kingma et al., 2016), https://arxiv.org/abs/1606.04934
     """
-    return _flow(_autoregressions(Affine(), "sampling", dim, context_dim, transforms, hidden_features), dim, base)
+    return _flow(_autoregressions(Affine(), "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
 
 
 def nsf_ar(
@@ -169,23 +173,20 @@ def nsf_ar(
     bins: int = 8,
     bound: float = 5.0,
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Rational-quadratic spline autoregressive layers whose density takes one pass (NSF, autoregressive).
 
     Args:
-        dim: number of coordinates.
-        context_dim: size of the context; 0 for none.
-        transforms: number of layers.
         hidden_features: widths of each conditioner.
         bins: bins of each spline.
         bound: the splines bend ``[-bound, bound]``; outside they are the identity, so standardise the target.
-        base: base module; standard normal by default.
 
     Cost: densities take one pass, samples ``dim`` dependent steps. Reference: Neural spline flows (Durkan et al., 2019),
     https://arxiv.org/abs/1906.04032
     """
     spline = RationalQuadraticSpline(bins, bound)
-    return _flow(_autoregressions(spline, "density", dim, context_dim, transforms, hidden_features), dim, base)
+    return _flow(_autoregressions(spline, "density", dim, context_dim, transforms, hidden_features), dim, base, compile)
 
 
 def cinn(
@@ -197,6 +198,7 @@ def cinn(
     hidden_features: Sequence[int] = (64, 64),
     univariate: Univariate | None = None,
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Couplings on features of the context, learned with the flow (cINN); without a context, the couplings alone.
 
@@ -210,10 +212,10 @@ def cinn(
         raise ShapeError(f"context_dim must be a non-negative integer, got {context_dim!r}")
     layers = _couplings(univariate or Affine(), dim, feature_dim if context_dim else 0, transforms, hidden_features, mix=True)
     if not context_dim:
-        return _flow(layers, dim, base)
+        return _flow(layers, dim, base, compile)
     if features is None:
         features = nn.Sequential(nn.Linear(context_dim, 64), nn.SiLU(), nn.Linear(64, feature_dim))
-    return Flow(dim if base is None else base, Embedded(Compose(layers), features, context_dim))
+    return Flow(dim if base is None else base, Embedded(Compose(layers), features, context_dim), compile)
 
 
 def flow_gmm(
@@ -223,6 +225,7 @@ def flow_gmm(
     transforms: int = 6,
     hidden_features: Sequence[int] = (64, 64),
     trainable: bool = True,
+    compile: bool = False,
 ) -> Flow:
     """Affine couplings on a Gaussian mixture, one component a class (FlowGMM).
 
@@ -237,4 +240,4 @@ def flow_gmm(
     https://arxiv.org/abs/1912.13025
     """
     base = GaussianMixture(dim, components, trainable=trainable)
-    return _flow(_couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base)
+    return _flow(_couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base, compile)

@@ -23,7 +23,12 @@ def _alternating(layers: list[FlowTransform], dim: int) -> list[FlowTransform]:
 
 
 def planar(
-    dim: int, context_dim: int = 0, transforms: int = 16, activation: Literal["tanh", "leaky_relu"] = "tanh", base: nn.Module | None = None
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 16,
+    activation: Literal["tanh", "leaky_relu"] = "tanh",
+    base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Planar layers: each bends space along one direction.
 
@@ -33,16 +38,22 @@ def planar(
     Cost: samples take one pass; densities one scalar equation a layer for tanh, one pass for leaky ReLU. Reference: Variational inference with
     normalizing flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
     """
-    return _flow([Planar(dim, context_dim, activation) for _ in range(_count(dim, transforms))], dim, base)
+    return _flow([Planar(dim, context_dim, activation) for _ in range(_count(dim, transforms))], dim, base, compile)
 
 
-def radial(dim: int, context_dim: int = 0, transforms: int = 16, base: nn.Module | None = None) -> Flow:
+def radial(
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 16,
+    base: nn.Module | None = None,
+    compile: bool = False,
+) -> Flow:
     """Radial layers: each pushes points away from a centre, or pulls them to it.
 
     Cost: one pass for samples and for densities. Reference: Variational inference with normalizing flows (Rezende & Mohamed, 2015),
     https://arxiv.org/abs/1505.05770
     """
-    return _flow([Radial(dim, context_dim) for _ in range(_count(dim, transforms))], dim, base)
+    return _flow([Radial(dim, context_dim) for _ in range(_count(dim, transforms))], dim, base, compile)
 
 
 def sylvester(
@@ -52,6 +63,7 @@ def sylvester(
     rank: int | None = None,
     basis: Literal["orthogonal", "householder", "triangular"] = "orthogonal",
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Sylvester layers: each bends space along several directions at once.
 
@@ -63,7 +75,7 @@ def sylvester(
     variational inference (van den Berg et al., 2018), https://arxiv.org/abs/1803.05649
     """
     layers: list[FlowTransform] = [Sylvester(dim, rank, context_dim, basis) for _ in range(_count(dim, transforms))]
-    return _flow(_alternating(layers, dim) if basis == "triangular" else layers, dim, base)
+    return _flow(_alternating(layers, dim) if basis == "triangular" else layers, dim, base, compile)
 
 
 def bnaf(
@@ -73,6 +85,7 @@ def bnaf(
     hidden_factors: Sequence[int] = (8, 8),
     direction: Literal["density", "sampling"] = "density",
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Block autoregressive networks, in an order and its reverse (BNAF).
 
@@ -86,7 +99,7 @@ def bnaf(
     if direction not in ("density", "sampling"):
         raise OptionError(f'bnaf: direction must be "density" or "sampling", got {direction!r}')
     layers = [BlockAutoregressive(dim, hidden_factors, context_dim) for _ in range(_count(dim, transforms))]
-    return _flow(_alternating([f.inv if direction == "density" else f for f in layers], dim), dim, base)
+    return _flow(_alternating([f.inv if direction == "density" else f for f in layers], dim), dim, base, compile)
 
 
 def residual(
@@ -97,6 +110,7 @@ def residual(
     lipschitz: float = 0.97,
     direction: Literal["density", "sampling"] = "density",
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Contractive residual layers, whose Jacobians are full (i-ResNet, Residual Flow); above 8 coordinates the density is estimated.
 
@@ -106,4 +120,7 @@ def residual(
     Cost: one pass and a log-det in the direction named, ``"density"`` or ``"sampling"``; a fixed point of 10 to 40 passes a layer in the other.
     Reference: Residual flows (Chen et al., 2019), https://arxiv.org/abs/1906.02735
     """
-    return _flow([ContractiveResidual(dim, context_dim, direction, hidden_features, lipschitz) for _ in range(_count(dim, transforms))], dim, base)
+    layers: list[FlowTransform] = [
+        ContractiveResidual(dim, context_dim, direction, hidden_features, lipschitz) for _ in range(_count(dim, transforms))
+    ]
+    return _flow(layers, dim, base, compile)

@@ -14,9 +14,9 @@ from .classic import _autoregressions, _count, _couplings
 __all__ = ["naf", "umnn", "flowpp", "gaussianization", "sos", "bernstein"]
 
 
-def _towards_base(layers: list[FlowTransform], dim: int, base: nn.Module | None) -> Flow:
+def _towards_base(layers: list[FlowTransform], dim: int, base: nn.Module | None, compile: bool) -> Flow:
     """A flow whose densities run through the layers' formulas, first layer first."""
-    return Flow(dim if base is None else base, Compose(layers).inv)
+    return Flow(dim if base is None else base, Compose(layers).inv, compile)
 
 
 def naf(
@@ -26,6 +26,7 @@ def naf(
     hidden_features: Sequence[int] = (64, 64),
     units: int = 8,
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Deep sigmoidal autoregressive layers (NAF).
 
@@ -35,7 +36,7 @@ def naf(
     Cost: densities take one pass, samples ``dim`` dependent roots. Reference: Neural autoregressive flows (Huang et al., 2018),
     https://arxiv.org/abs/1804.00779
     """
-    return _towards_base(_autoregressions(DeepSigmoid(units), "sampling", dim, context_dim, transforms, hidden_features), dim, base)
+    return _towards_base(_autoregressions(DeepSigmoid(units), "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
 
 
 def umnn(
@@ -46,6 +47,7 @@ def umnn(
     units: int = 8,
     bound: float = 4.0,
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Autoregressive layers that integrate positive networks (UMNN).
 
@@ -57,7 +59,7 @@ def umnn(
     networks (Wehenkel and Louppe, 2019), https://arxiv.org/abs/1908.05164
     """
     f = UnconstrainedMonotone(units, bound)
-    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base)
+    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
 
 
 def flowpp(
@@ -67,6 +69,7 @@ def flowpp(
     hidden_features: Sequence[int] = (64, 64),
     components: int = 8,
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Couplings by CDFs of logistic mixtures, with linear mixing between rounds (Flow++).
 
@@ -76,10 +79,17 @@ def flowpp(
     Cost: densities take one pass, samples one pass and one root a layer. Reference: Flow++ (Ho et al., 2019), https://arxiv.org/abs/1902.00275
     """
     layers = _couplings(MixtureCDF(components), dim, context_dim, transforms, hidden_features, mix=True)
-    return _towards_base(layers, dim, base)
+    return _towards_base(layers, dim, base, compile)
 
 
-def gaussianization(dim: int, context_dim: int = 0, transforms: int = 6, components: int = 8, base: nn.Module | None = None) -> Flow:
+def gaussianization(
+    dim: int,
+    context_dim: int = 0,
+    transforms: int = 6,
+    components: int = 8,
+    base: nn.Module | None = None,
+    compile: bool = False,
+) -> Flow:
     """Marginals made normal by mixtures of normals, and rotations in turn: no conditioner at all.
 
     Args:
@@ -90,7 +100,7 @@ def gaussianization(dim: int, context_dim: int = 0, transforms: int = 6, compone
     layers: list[FlowTransform] = []
     for _ in range(_count(dim, transforms)):
         layers += [OrthogonalLinear(dim), Elementwise(Gaussianization(components), dim, context_dim)]
-    return _towards_base(layers, dim, base)
+    return _towards_base(layers, dim, base, compile)
 
 
 def sos(
@@ -101,6 +111,7 @@ def sos(
     degree: int = 4,
     bound: float = 5.0,
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Autoregressive layers of polynomials whose derivative is a sum of squares (SOS).
 
@@ -112,7 +123,7 @@ def sos(
     https://arxiv.org/abs/1905.02325
     """
     f = SumOfSquares(degree, bound)
-    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base)
+    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
 
 
 def bernstein(
@@ -123,6 +134,7 @@ def bernstein(
     degree: int = 12,
     bound: float = 5.0,
     base: nn.Module | None = None,
+    compile: bool = False,
 ) -> Flow:
     """Autoregressive layers of Bernstein polynomials.
 
@@ -134,4 +146,4 @@ def bernstein(
     et al., 2021), https://arxiv.org/abs/2102.03509
     """
     f = BernsteinPolynomial(degree, bound)
-    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base)
+    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .decoding import Terms, unroll
 from .mlp import Activation, check_widths
 
 __all__ = ["MaskedMLP"]
@@ -26,6 +27,7 @@ class MaskedMLP(nn.Module):
         hidden_features: widths of the hidden layers.
         context_dim: size of a context that every unit may see; 0 for none.
         activation: makes the activation module.
+        residual: whether a hidden layer as wide as the one before it adds that one's units to its own.
 
     Shape: ``x (*batch, D), context (*batch, C) -> (*batch, D, P)``. Starts at zero.
 
@@ -41,6 +43,7 @@ class MaskedMLP(nn.Module):
         hidden_features: Sequence[int] = (64, 64),
         context_dim: int = 0,
         activation: Activation = nn.SiLU,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.out_per_input, self.widths = dim, out_per_input, check_widths(hidden_features)
@@ -48,8 +51,9 @@ class MaskedMLP(nn.Module):
         degrees = [torch.arange(1, dim + 1)]
         degrees += [lowest + torch.arange(w) * (dim - lowest) // w for w in self.widths]
         self.opened = [[int((d <= i).sum()) for i in range(dim + 1)] for d in degrees]  # units open when i inputs are known
-        out_degrees = torch.arange(dim).repeat_interleave(out_per_input)  # row i may see units of degree <= i
         sizes = (dim, *self.widths)
+        self.added = [residual and i > 0 and a == b for i, (a, b) in enumerate(itertools.pairwise(sizes))]  # equal widths have equal degrees
+        out_degrees = torch.arange(dim).repeat(out_per_input)  # output i may see units of degree <= i
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)] + [nn.Linear(sizes[-1], dim * out_per_input)])
         for i, above in enumerate([*degrees[1:], out_degrees]):
             self.register_buffer(f"mask_{i}", (above[:, None] >= degrees[i][None, :]).to(torch.get_default_dtype()), persistent=False)
@@ -61,67 +65,43 @@ class MaskedMLP(nn.Module):
             with torch.no_grad():
                 self.context.weight[sum(self.widths) :] = 0.0
 
-    def _masked(self) -> list[Tensor]:
-        return [layer.weight * getattr(self, f"mask_{i}") for i, layer in enumerate(self.layers)]  # type: ignore[misc, return-value]
-
-    def _offsets(self, context: Tensor | None) -> list[Tensor]:
-        """What each layer adds to its matrix product: the bias, and the context's share."""
-        biases = [layer.bias for layer in self.layers]
-        if self.context is None or context is None:
-            return biases  # type: ignore[return-value]
-        shares = self.context(context).split([*self.widths, self.dim * self.out_per_input], -1)
-        return [b + s for b, s in zip(biases, shares, strict=True)]
+    def terms(self, context: Tensor | None = None) -> Terms:
+        """What each layer does to its input: the masked matrix, and what is added, the bias and the context's share."""
+        weights = [layer.weight * getattr(self, f"mask_{i}") for i, layer in enumerate(self.layers)]  # type: ignore[operator]
+        offsets = [layer.bias for layer in self.layers]
+        if self.context is not None and context is not None:
+            shares = self.context(context).split([*self.widths, self.dim * self.out_per_input], -1)
+            offsets = [b + s for b, s in zip(offsets, shares, strict=True)]  # type: ignore[operator]
+        return Terms(weights, offsets)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h, weights, offsets = x, self._masked(), self._offsets(context)
-        for w, b in zip(weights[:-1], offsets[:-1], strict=True):
-            h = self.activation(F.linear(h, w) + b)
-        return (F.linear(h, weights[-1]) + offsets[-1]).unflatten(-1, (self.dim, self.out_per_input))
+        return self.evaluate(x, self.terms(context))
 
-    def decode(self, solve: Callable[[int, Tensor], Tensor], batch: torch.Size, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, terms: Terms) -> Tensor:
+        """The outputs ``(*batch, D, P)`` at ``x``, given the layers' terms."""
+        h = x
+        *hidden, last = zip(terms.weights, terms.offsets, strict=True)
+        for (weight, offset), added in zip(hidden, self.added, strict=True):
+            new = self.activation(_affine(h, weight, offset))
+            h = h + new if added else new
+        return _affine(h, *last).unflatten(-1, (self.out_per_input, self.dim)).mT
+
+    def decode(
+        self, step: Callable[[int, Tensor], tuple[Tensor, Tensor]], batch: torch.Size, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Find the inputs one after the other, each from the outputs that the ones before it determine.
 
         Args:
-            solve: ``solve(i, params)`` gives input ``i`` of shape ``batch`` from its outputs of shape ``(*batch, P)``.
-            batch: batch shape.
+            step: ``step(i, params)`` gives input ``i``, and any number that goes with it, both ``(points,)``, from the outputs
+                ``(points, P)`` of input ``i``.
+            batch: batch shape, of so many points.
             context: as in :meth:`forward`.
 
         Returns:
-            The inputs ``(*batch, D)`` and all outputs ``(*batch, D, P)``, equal to ``forward`` at the inputs.
+            The inputs, and the numbers that go with them, both ``(*batch, D)``.
         """
-        weights, offsets = self._masked(), self._offsets(context)
-        p = self.out_per_input
-        known: list[list[Tensor]] = [[] for _ in weights]  # activations by layer, in slices that opened together
-        outputs = []
-        if self.opened[-1][0]:  # units of degree 0 in all hidden layers, or none at all
-            self._open(0, known, weights, offsets, batch)
-        for i in range(self.dim):
-            seen = _join(known[-1])
-            row = offsets[-1][..., i * p : (i + 1) * p]
-            if seen is not None:
-                row = F.linear(seen, weights[-1][i * p : (i + 1) * p, : seen.shape[-1]]) + row
-            outputs.append(row.expand(*batch, p))
-            known[0].append(solve(i, outputs[-1]).unsqueeze(-1))
-            self._open(i + 1, known, weights, offsets, batch)
-        return torch.cat(known[0], -1), torch.stack(outputs, -2)
-
-    def _open(self, i: int, known: list[list[Tensor]], weights: list[Tensor], offsets: list[Tensor], batch: torch.Size) -> None:
-        """Evaluate the hidden units that open when ``i`` inputs are known, layer by layer."""
-        for layer in range(1, len(weights)):
-            start, stop = self.opened[layer][i - 1] if i else 0, self.opened[layer][i]
-            if start == stop:
-                continue
-            below = _join(known[layer - 1])
-            new = offsets[layer - 1][..., start:stop].expand(*batch, stop - start)
-            if below is not None:
-                new = new + F.linear(below, weights[layer - 1][start:stop, : below.shape[-1]])
-            known[layer].append(self.activation(new))
+        return unroll(self, step, batch, self.terms(context))
 
 
-def _join(parts: list[Tensor]) -> Tensor | None:
-    """One tensor from slices, kept joined so that each slice is copied once a step."""
-    if not parts:
-        return None
-    if len(parts) > 1:
-        parts[:] = [torch.cat(parts, -1)]
-    return parts[0]
+def _affine(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+    return F.linear(x, weight, offset) if offset.dim() == 1 else F.linear(x, weight) + offset

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 from ..errors import DtypeError, ShapeError
+from ..numerics.introspection import tensors_of
 
 __all__ = ["FlowTransform", "Conditioned", "Inverse"]
 
@@ -219,7 +220,7 @@ class FlowTransform(_Cached, TransformModule):
             raise ShapeError(f"{type(self).__name__}: points {tuple(value)} and context {tuple(context)} do not broadcast") from None
 
     def _state(self) -> tuple[Tensor, ...]:
-        return *self.parameters(), *self.buffers()
+        return tuple(tensors_of(self))
 
     def _stamp(self, *tensors: Tensor) -> tuple[Any, ...]:
         return self.training, *super()._stamp(*tensors)

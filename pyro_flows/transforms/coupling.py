@@ -92,7 +92,8 @@ class Coupling(FlowTransform):
     def params(self, kept: Tensor, moved: Tensor, context: Tensor | None = None) -> Tensor:
         """The parameters of the map of each moved coordinate, ``(*moved.shape, P)``."""
         given = kept if context is None else torch.cat([kept, context], -1)
-        return self.net(given).unflatten(-1, (moved.shape[-1], self.univariate.num_params)).expand(*moved.shape, -1)
+        # One parameter of all coordinates after the other in memory: maps work through the parameters, not through the coordinates.
+        return self.net(given).unflatten(-1, (self.univariate.num_params, moved.shape[-1])).mT.expand(*moved.shape, -1)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         kept, moved = self.split(x)

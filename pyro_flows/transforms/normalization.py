@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..errors import ModelError, OptionError
+from ..numerics.introspection import is_traced
 from .linear import Linear
 
 __all__ = ["ActNorm", "BatchNorm"]
@@ -14,9 +14,7 @@ __all__ = ["ActNorm", "BatchNorm"]
 
 def _may_look(layer: Linear, value: Tensor) -> bool:
     """Whether a layer may take statistics: in training, at two points or more, whose numbers are at hand."""
-    if not layer.training or value.numel() < 2 * layer.dim or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return not torch._C._are_functorch_transforms_active() and get_proxy_mode() is None
+    return layer.training and value.numel() >= 2 * layer.dim and not is_traced()
 
 
 def _statistics(layer: Linear, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ __all__ = ["Shift", "Affine", "soft_clamp"]
 
 def soft_clamp(x: Tensor, bound: float) -> Tensor:
     """Squash ``x`` smoothly into ``(-bound, bound)``, with slope one at zero: ``bound * tanh(x / bound)``."""
-    return bound * torch.tanh(x / bound)
+    return bound * torch.tanh((1 / bound) * x)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Affine:
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = params.unbind(-1)
         log_scale = soft_clamp(raw, self.max_log_scale)
-        return x * log_scale.exp() + shift, log_scale
+        return torch.addcmul(shift, x, log_scale.exp()), log_scale
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = params.unbind(-1)
-        log_scale = soft_clamp(raw, self.max_log_scale)
-        return (y - shift) * (-log_scale).exp(), -log_scale
+        log_slope = soft_clamp(-raw, self.max_log_scale)
+        return (y - shift) * log_slope.exp(), log_slope

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .spline import RationalQuadraticSpline
+from .affine import soft_clamp
+from .spline import _KNOT_RATIO, RationalQuadraticSpline
 
 __all__ = ["CircularSpline"]
 
@@ -42,15 +44,15 @@ class CircularSpline(RationalQuadraticSpline):
     """
 
     bound: float = field(default=math.pi, init=False)
+    _periodic: ClassVar[bool] = True
 
     @property
     def num_params(self) -> int:
         """Widths and heights of the bins, slopes at the knots with one for the seam, and the phase."""
         return 3 * self.bins + 1
 
-    def _slopes(self, secants: Tensor, factors: Tensor) -> Tensor:
-        slopes = torch.minimum(secants, secants.roll(1, -1)) * factors  # at the left end of each bin
-        return torch.cat([slopes, slopes[..., :1]], -1)
+    def _slopes(self, smaller: Tensor, bends: Tensor, knot: Tensor) -> Tensor:
+        return smaller * soft_clamp(bends.gather(0, knot % self.bins), math.log(_KNOT_RATIO)).exp()
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slope = self._bend(_wrap(x), params[..., :-1])

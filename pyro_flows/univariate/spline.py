@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class RationalQuadraticSpline:
     bins: int = 8
     bound: float = 5.0
     min_slope: float = 1e-3
+    _periodic: ClassVar[bool] = False  # whether the bins go on outside, or lines of slope one
 
     def __post_init__(self) -> None:
         if self.bins < 2:
@@ -68,37 +70,42 @@ class RationalQuadraticSpline:
         secant = max(math.sqrt(self.min_slope), _KNOT_RATIO * self.min_slope)
         return secant / (1 + secant)
 
-    def _knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Left edges, bottom edges, widths, heights ``(..., K)`` and knot slopes ``(..., K + 1)``."""
-        k, m = self.bins, self._mix
-        raw_w, raw_h, raw_d = params.split([k, k, params.shape[-1] - 2 * k], -1)
-        p, q = torch.softmax(raw_w, -1), torch.softmax(raw_h, -1)
-        p, q = p * (1 - 1e-3) + 1e-3 / k, q * (1 - 1e-3) + 1e-3 / k  # no bin vanishes
-        xs, ys = self._edges(p + m * (q - p)), self._edges(q + m * (p - q))
+    def _edges(self, raw: Tensor) -> Tensor:
+        """Edges of the bins, ``(2, K + 3, ...)``: along x and along y, with one more on either side for what lies outside.
+
+        They are one matrix times the shares of the bins in width and height: it mixes the two, gives each bin a least share, and sums them up.
+        """
+        k, m, least = self.bins, self._mix, 1e-3 / self.bins
+        shares = torch.softmax(raw.unflatten(0, (2, k)), 1)
+        edge = torch.arange(-1, k + 2, dtype=raw.dtype, device=raw.device).unsqueeze(-1)
+        number = edge if self._periodic else edge.clamp(0, k)  # of bins before it; the tails are bins of secant 1 that have no share
+        times = ((number - edge[1:-2].mT) / k).ceil()  # that each bin is before it
+        before = 2 * self.bound * (times * (1 - k * least) + number * least)
+        own, other = (1 - m) * before, m * before
+        matrix = torch.cat([torch.cat([own, other], 1), torch.cat([other, own], 1)])
+        start = (edge - number - self.bound).repeat(2, 1)
+        return torch.addmm(start, matrix, shares.reshape(2 * k, -1)).reshape(2, k + 3, *raw.shape[1:])
+
+    def _slopes(self, smaller: Tensor, bends: Tensor, knot: Tensor) -> Tensor:
+        """The slopes at knots ``0 .. K`` from the smaller of the neighbouring secants; one at the two ends, to meet the tails."""
+        bend = soft_clamp(bends.gather(0, (knot - 1).clamp(0, self.bins - 2)), math.log(_KNOT_RATIO))
+        return torch.where((knot > 0) & (knot < self.bins), smaller * bend.exp(), torch.ones_like(smaller))
+
+    def _bin(self, at: Tensor, params: Tensor, axis: int) -> tuple[Tensor, ...]:
+        """The bin that holds ``at``: left and bottom edge, width, height, secant, slopes at its left and right ends."""
+        k = self.bins
+        # Knots first: sums and selections then run along rows of points, several times faster than across them.
+        raw, bends = params.movedim(-1, 0).split([2 * k, params.shape[-1] - 2 * k])
+        edges = self._edges(raw)
+        index = (at >= edges[axis, 2 : k + 1]).sum(0)
+        near = torch.stack([index, index + 1, index + 2, index + 3])  # the edges of the bin and of its neighbours
+        x, y = edges.gather(1, near.expand(2, *near.shape))
         # Differences of the edges, so that a point's place in its bin lies in [0, 1] in floating point too: clamping it there
         # would lose the gradient.
-        widths, heights = xs.diff(dim=-1), ys.diff(dim=-1)
-        secants = heights / widths
-        return xs[..., :-1], ys[..., :-1], widths, heights, self._slopes(secants, soft_clamp(raw_d, math.log(_KNOT_RATIO)).exp())
-
-    def _slopes(self, secants: Tensor, factors: Tensor) -> Tensor:
-        """The slopes at all ``K + 1`` knots; one at the two ends."""
-        inner = torch.minimum(secants[..., 1:], secants[..., :-1]) * factors
-        one = torch.ones_like(inner[..., :1])
-        return torch.cat([one, inner, one], -1)
-
-    def _edges(self, fractions: Tensor) -> Tensor:
-        """The ``K + 1`` edges of bins that take these fractions of the interval; the outer ones exactly at its ends."""
-        inner = 2 * self.bound * fractions[..., :-1].cumsum(-1) - self.bound
-        end = torch.full_like(inner[..., :1], self.bound)
-        return torch.cat([-end, inner, end], -1)
-
-    def _bin(self, at: Tensor, edges: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The quantities of the bin that holds ``at``: left, bottom, width, height, slope at its left and right ends."""
-        lefts, bottoms, widths, heights, slopes = params
-        index = (at.unsqueeze(-1) >= edges[..., 1:]).sum(-1, keepdim=True)
-        picked = [v.gather(-1, index).squeeze(-1) for v in (lefts, bottoms, widths, heights)]
-        return (*picked, slopes.gather(-1, index).squeeze(-1), slopes.gather(-1, index + 1).squeeze(-1))
+        width, height = x.diff(dim=0), y.diff(dim=0)
+        secant = height / width
+        d0, d1 = self._slopes(torch.minimum(secant[:-1], secant[1:]), bends, near[:2])
+        return x[1], y[1], width[1], height[1], secant[1], d0, d1
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.abs() < self.bound
@@ -112,24 +119,23 @@ class RationalQuadraticSpline:
 
     def _bend(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """The forward map inside the interval."""
-        knots = self._knots(params)
-        left, bottom, w, h, d0, d1 = self._bin(x, knots[0], knots)
-        s, t = h / w, (x - left) / w
-        u = t * (1 - t)
-        denominator = s + (d0 + d1 - 2 * s) * u
-        y = bottom + h * (s * t * t + d0 * u) / denominator
-        return y, 2 * (s / denominator).log() + (d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2).log()
+        left, bottom, w, h, s, d0, d1 = self._bin(x, params, 0)
+        y, slope = _evaluate((x - left) / w, s, d0, d1)
+        return bottom + h * y, slope.log()
 
     def _unbend(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse map inside the interval."""
-        knots = self._knots(params)
-        left, bottom, w, h, d0, d1 = self._bin(y, knots[1], knots)
-        s, r = h / w, (y - bottom) / h
+        left, bottom, w, h, s, d0, d1 = self._bin(y, params, 1)
+        r = (y - bottom) / h
         # r is the fraction of the height: solve (s - d0 + r e) t^2 + (d0 - r e) t - r s = 0 with e = d0 + d1 - 2 s, by the
         # stable root and with the discriminant as a sum of squares, which neither cancels nor vanishes.
-        e = d0 + d1 - 2 * s
         discriminant = (d0 * (1 - r) - d1 * r) ** 2 + 4 * s * s * r * (1 - r)
-        t = 2 * r * s / (d0 - r * e + discriminant.sqrt())
-        u = t * (1 - t)
-        denominator = s + e * u
-        return left + w * t, -2 * (s / denominator).log() - (d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2).log()
+        t = 2 * r * s / (d0 - r * (d0 + d1 - 2 * s) + discriminant.sqrt())
+        return left + w * t, -_evaluate(t, s, d0, d1)[1].log()
+
+
+def _evaluate(t: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
+    """Fraction of the height and slope at the fraction ``t`` of the width: quadratics over a quadratic, by de Casteljau's interpolations."""
+    a, b = torch.lerp(d0, s, t), torch.lerp(s, d1, t)
+    ratio = 1 / torch.lerp(b, a, t)
+    return t * a * ratio, torch.lerp(a, b, t) * (s * ratio) ** 2
