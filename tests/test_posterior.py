@@ -457,3 +457,13 @@ def test_heavy_libraries_are_not_imported_with_the_package():
     code = f"import sys, pyro_flows, pyro_flows.infer.posterior, pyro_flows.cli; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_parallel_draws_of_a_site_that_no_latent_reaches():
+    def model():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 8):
+            pyro.sample("coin", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+
+    posterior = Posterior.from_guide(AutoFlow(model, flow=None).setup(), num_samples=100)
+    assert posterior.predictive(num_samples=5, parallel=True)["coin"].shape == (5, 8)

@@ -72,8 +72,9 @@ def _scalars(posterior: Posterior, z: torch.Tensor) -> tuple[np.ndarray, list[st
     """Latent values in the constrained space as columns ``(N, K)``, and their names."""
     values = posterior.guide.unpack(z)
     names = [name + index for name, value in values.items() for index in indices(value.shape[1:])]
-    flat = torch.cat([value.reshape(len(z), -1) for value in values.values()], -1)
-    return flat.double().cpu().numpy(), names
+    flat = torch.cat([value.reshape(len(z), -1) for value in values.values()], -1).double().cpu().numpy()
+    varies = np.flatnonzero(np.ptp(flat, axis=0) > 0)  # a Cholesky factor has entries that are the same in every draw
+    return flat[:, varies], [names[i] for i in varies]
 
 
 def _most_different(x: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -63,10 +63,9 @@ def simulate(
     free = _Unobserve()(model)
 
     def trace(values: Mapping[str, Tensor]) -> Trace:
-        with poutine.block():
-            return poutine.trace(poutine.condition(free, data=dict(values))).get_trace(*args, **kwargs)
+        return poutine.trace(poutine.condition(free, data=dict(values))).get_trace(*args, **kwargs)
 
-    with running(dtype, validate=True):
+    with running(dtype, validate=True), poutine.block():  # hidden from handlers around the call, not from the plate of parallel runs
         try:
             first = trace({k: v[0] for k, v in latents.items()})
         except NotImplementedError as error:
