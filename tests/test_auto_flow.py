@@ -423,3 +423,9 @@ def test_the_default_flow_starts_from_the_upper_level():
         first, second, _, last, _ = AutoFlow(model).setup(*args).inner[0].parts
         assert first.moved_index.tolist() == last.moved_index.tolist() == lower
         assert sorted(first.moved_index.tolist() + second.moved_index.tolist()) == list(range(first.dim))
+
+
+@pytest.mark.parametrize("name", NO_GUIDES)
+def test_recipes_that_cannot_be_guides_say_why(name):
+    with pytest.raises(OptionError, match="cannot be a guide"):
+        AutoFlow(normal(2), flow=name)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import pyro_flows as pf
+from pyro_flows.guides.auto_flow import NO_GUIDES
 
 EVIDENCE = -31.311
 Y = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
@@ -101,7 +102,7 @@ def test_the_evidence_is_what_we_say():
     assert (log_p.logsumexp(0) + (u[1] - u[0]).log()).item() == pytest.approx(EVIDENCE, abs=1e-3)
 
 
-@pytest.mark.parametrize("recipe", pf.flows.__all__)
+@pytest.mark.parametrize("recipe", [name for name in pf.flows.__all__ if name not in NO_GUIDES])
 def test_no_guide_beats_the_evidence(recipe):
     normal()
     for seed in range(2):

@@ -25,6 +25,7 @@ __all__ = ["AutoFlow"]
 
 FlowSpec = str | Flow | FlowTransform | Callable[[int], Flow | FlowTransform] | None
 BASES: dict[str, Callable[[int], nn.Module]] = {"normal": Gaussian, "student_t": StudentT}
+NO_GUIDES = {"flow_gmm": "draws of its base cannot be reparameterised"}  # recipes, and why not
 _FULL_RANK_UP_TO, _LOW_RANK_UP_TO = 300, 2000
 
 
@@ -84,8 +85,11 @@ class AutoFlow(AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_typical,
         init_scale: float = 0.1,
     ) -> None:
+        if isinstance(flow, str) and flow in NO_GUIDES:
+            raise OptionError(f"flow={flow!r} cannot be a guide: {NO_GUIDES[flow]}")
         if isinstance(flow, str) and flow != "auto" and flow not in flows.__all__:
-            raise OptionError(f"flow={flow!r} is not known: choose 'auto', None or one of {', '.join(flows.__all__)}")
+            names = ", ".join(name for name in flows.__all__ if name not in NO_GUIDES)
+            raise OptionError(f"flow={flow!r} is not known: choose 'auto', None or one of {names}")
         if not (flow is None or isinstance(flow, (str, FlowTransform)) or callable(flow)):
             raise OptionError(f"flow must be a name, a transform, a function of the dimension or None, got {type(flow).__name__}")
         if affine not in ("auto", "full_rank", "low_rank", "diagonal"):

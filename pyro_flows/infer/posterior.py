@@ -26,6 +26,8 @@ __all__ = ["Posterior"]
 
 Tensors = dict[str, Tensor]
 
+_UNFINISHED = "the training did not converge: it was still gaining when it ended, so a larger max_steps may help"
+
 
 class Posterior:
     """A fitted posterior, with what is known about how far to trust it.
@@ -77,6 +79,8 @@ class Posterior:
         self.guide, self.log_joint, self.evaluation = guide.eval(), log_joint, evaluation  # a posterior does not change when it is asked
         self.history = [dict(record) for record in history]
         self.converged, self.warnings = converged, list(warnings)
+        if not converged and _UNFINISHED not in self.warnings:
+            self.warnings.append(_UNFINISHED)
         self.num_log_density_evaluations, self.seed = num_log_density_evaluations, seed
         self.timings, self.engines = dict(timings or {}), dict(engines or {})
 

@@ -93,8 +93,6 @@ class Run:
         found = list(self.notes)
         if self.dropped:
             found.append(f"{self.dropped} particles with a non-finite density or gradient were dropped during training")
-        if not self.converged:
-            found.append("the training did not converge: it was still gaining when it ended, so a larger max_steps may help")
         if self.log_joint.frozen:
             names = ", ".join(map(repr, self.log_joint.frozen))
             found.append(f"pyro.param {names} was held fixed: make it a pyro.sample site, or train it with stock SVI")
