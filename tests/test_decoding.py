@@ -61,6 +61,13 @@ def test_the_gradient_keeps_no_steps(dim):
     assert sum(saved.values()) < 3 * weights + 5 * x.numel()
 
 
+@pytest.mark.parametrize("batch", ((0,), (3, 0)), ids=str)
+def test_no_points_have_a_gradient(batch):
+    layer, x = Autoregressive(Affine(), 4), torch.randn(*batch, 4, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape and not layer.net.layers[0].weight.grad.any()
+
+
 def test_a_sweep_that_overflows_is_followed_by_steps(monkeypatch):
     """At first the third coordinate sees a second one of 1e20, which is 0 once that sees the first."""
     monkeypatch.setattr(autoregressive, "_LARGE", 2**60)

@@ -129,7 +129,7 @@ def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_
                     if sizes[i + 1][j]:
                         new = activation(torch.addmm(*layer[j]))
                         places[i + 1][j].copy_(new + places[i][j] if net.added[i] else new)
-                new, extra = apply(z, torch.addmm(*outputs[j]).view(p, -1, points).movedim(0, -1))
+                new, extra = apply(z, torch.addmm(*outputs[j]).view(p, *z.shape).movedim(0, -1))
                 settled = sweep + 1 < sizes[0][j] and torch.allclose(new, places[0][j], close, close)
                 places[0][j].copy_(new)
                 if settled:

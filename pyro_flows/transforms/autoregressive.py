@@ -154,7 +154,7 @@ def _gradient(net: MaskedMLP, apply: Map, mapped: Tensor, value: Tensor, terms: 
         if log_slope.requires_grad:
             to_slope = torch.autograd.grad(log_slope, (z, params), by_slope, materialize_grads=True)  # type: ignore[assignment]
     points, dim = value.shape[:-1].numel(), net.dim
-    scale, shift = (t.reshape(points, dim, -1).permute(1, 2, 0).contiguous() for t in (to_v[1], to_slope[1]))
+    scale, shift = (t.reshape(points, dim, net.out_per_input).permute(1, 2, 0).contiguous() for t in (to_v[1], to_slope[1]))
     total = by_mapped.reshape(points, dim).mT.contiguous()
 
     def step(i: int, through: Tensor) -> Tensor:
