@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal, StudentT
 
 from pyro_flows.diagnostics import Estimate, ess_fraction, evaluate, khat_limit, psis
+from pyro_flows.diagnostics.verdict import MomentErrors, judge
 from pyro_flows.errors import ShapeError
 
 N = 10_000
@@ -230,6 +231,14 @@ def test_high_khat_on_nearly_equal_weights_is_good_but_forbids_importance():
     found = evaluate(log_q + torch.log1p(1e-3 * torch.rand(N) ** -0.9), log_q, z)
     assert found.khat > 0.7 and found.ess > 0.99
     assert found.verdict == "good" and any("importance=True" in reason for reason in found.reasons)
+
+
+def test_a_small_measured_error_clears_nothing_where_the_weights_cannot_be_used():
+    """A high k-hat with a low ESS says that the measurement itself is not to be trusted."""
+    small = MomentErrors(0.05, "x", 0.05, "x")
+    verdict, reasons = judge(0.13, 0.74, 1.0, small, N, 0)
+    assert verdict == "poor" and "k-hat" in reasons[0]
+    assert judge(0.13, 0.60, 1.0, small, N, 0)[0] == judge(0.95, 0.74, 0.2, small, N, 0)[0] == "good"
 
 
 def test_reasons_name_the_column_and_the_remedy():

@@ -109,7 +109,8 @@ def judge(
             "Student-t base for heavy tails).",
         )
         if khat > khat_limit(total) and ess < _TAIL_ESS:
-            doubtful.append(
+            # neither the raw draws nor the weighted ones can be relied on, so a small measured error clears nothing
+            poor.append(
                 f"k-hat is {khat:.2f} and the ESS {ess:.1%}: the posterior has tails that the guide seldom reaches, so "
                 "these numbers are optimistic. Train longer, or reparameterise the model."
             )
