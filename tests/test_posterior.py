@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -73,6 +74,15 @@ def test_a_shifted_guide_is_poor_and_the_reason_names_the_site():
     assert found.verdict == "poor" and found.elbo.mean < LOG_EVIDENCE - 0.4
     assert found.log_evidence.mean == pytest.approx(LOG_EVIDENCE, abs=5 * found.log_evidence.se)
     assert any(name in found.reasons[0] for name in ("mean of a", "mean of b[", "mean of double["))
+
+
+def test_an_unconverged_fit_of_few_effective_draws_is_poor():
+    """A guide that is too wide in every direction has unbiased means and usable weights: only the training knows better."""
+    for factor, expected in ((1.0, "good"), (1.6, "poor")):
+        found = fitted(factor=factor, converged=False)
+        assert found.verdict == expected and any("did not converge" in w for w in found.warnings)
+    few = dataclasses.replace(fitted().evaluation, ess=0.15)
+    assert few.verdict == "good" and few.unconverged().verdict == "poor" and "15.0%" in few.unconverged().reasons[0]
 
 
 def test_evaluation_is_seeded_and_leaves_the_random_stream_alone():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from .psis import as_vector, ess_fraction, psis
-from .verdict import MomentErrors, Verdict, judge, moment_errors
+from .verdict import TAIL_ESS, MomentErrors, Verdict, judge, moment_errors
 
 __all__ = ["Estimate", "Evaluation", "evaluate"]
 
@@ -67,6 +67,16 @@ class Evaluation:
     def __str__(self) -> str:
         head = f"ELBO {self.elbo}, log evidence {self.log_evidence}, ESS {self.ess:.1%}, k-hat {self.khat:.2f}"
         return "\n".join([head, f"verdict: {self.verdict}", *self.reasons])
+
+    def unconverged(self) -> Evaluation:
+        """The same of a guide that was still gaining when its training ended: poor with a low ESS, whatever was measured.
+
+        What was measured is the part of the posterior that the guide has reached so far, and a low ESS says that this may not be all.
+        """
+        if self.verdict == "poor" or self.ess >= TAIL_ESS:
+            return self
+        reason = f"The training ended early, and the ESS is {self.ess:.1%}: the guide may not have reached all of the posterior. Train longer."
+        return replace(self, verdict="poor", reasons=(reason, *(self.reasons if self.verdict == "usable" else ())))
 
 
 def evaluate(

@@ -20,7 +20,7 @@ _MEAN_GOOD, _MEAN_POOR = 0.10, 0.15  # posterior standard deviations
 _SD_GOOD, _SD_POOR = 0.15, 0.20  # relative
 _NOISE = 2.0  # variances taken off a squared error: one would make it unbiased, the worst of many needs more
 _FEW_GOOD, _FEW_POOR = 100, 20  # draws' worth of weights left
-_TAIL_ESS = 0.3  # above it, a heavy tail of the weights carries too little to matter
+TAIL_ESS = 0.3  # above it, a heavy tail of the weights carries too little to matter
 _DROPPED_GOOD, _DROPPED_POOR = 0.001, 0.01  # fraction of the draws
 _SPREAD = 3.0  # nats
 _BLOCK = 256  # columns looked at together
@@ -108,14 +108,14 @@ def judge(
             f"The spread of {errors.sd_at} is off by about {errors.sd:.0%}: train longer, or use a richer flow (a "
             "Student-t base for heavy tails).",
         )
-        if khat > khat_limit(total) and ess < _TAIL_ESS:
+        if khat > khat_limit(total) and ess < TAIL_ESS:
             # neither the raw draws nor the weighted ones can be relied on, so a small measured error clears nothing
             poor.append(
                 f"k-hat is {khat:.2f} and the ESS {ess:.1%}: the posterior has tails that the guide seldom reaches, so "
                 "these numbers are optimistic. Train longer, or reparameterise the model."
             )
     remarks = []
-    if spread > _SPREAD and ess >= _TAIL_ESS:
+    if spread > _SPREAD and ess >= TAIL_ESS:
         remarks.append(
             f"The log weights spread over {spread:.1f} nats: a few draws lie where the posterior has almost no mass. They "
             "pull the ELBO down, averages hardly."

@@ -39,8 +39,8 @@ class FlowVI:
         flow, affine: what guide to make, see :class:`~pyro_flows.guides.AutoFlow`. With ``"auto"`` the flow is trained only where the affine layer
             falls short.
         num_particles: draws a step.
-        max_steps: upper bound on the flow's steps (the affine layer has up to four rounds of 300, or of ``max_steps`` if that is less); training
-            stops earlier when the averaged ELBO is stationary.
+        max_steps: upper bound on the flow's steps (the affine layer has up to four rounds of 300, or of ``max_steps`` if that is less, below
+            ``flow="auto"``, and sixteen otherwise); training stops earlier when the averaged ELBO is stationary.
         lr: the flow's learning rate.
         seed: every random number follows from it; the global random state is left alone.
         engine: ``"auto"``, ``"compiled"``, ``"captured"`` or ``"eager"``: how the step runs, never what it computes.

@@ -76,7 +76,8 @@ class Posterior:
         engines: Mapping[str, str] | None = None,
         seed: int = 0,
     ) -> None:
-        self.guide, self.log_joint, self.evaluation = guide.eval(), log_joint, evaluation  # a posterior does not change when it is asked
+        self.guide, self.log_joint = guide.eval(), log_joint  # a posterior does not change when it is asked
+        self.evaluation = evaluation if converged else evaluation.unconverged()
         self.history = [dict(record) for record in history]
         self.converged, self.warnings = converged, list(warnings)
         if not converged and _UNFINISHED not in self.warnings:

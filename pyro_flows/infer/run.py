@@ -28,7 +28,8 @@ __all__ = ["AFFINE_PARTICLES", "Run"]
 
 logger = logging.getLogger("pyro_flows")
 _AFFINE_LR = 2e-2
-_AFFINE_ROUNDS = 4
+_AFFINE_ROUNDS = 4  # below the default flow, whose first couplings go on along a funnel where the rounds end
+_MORE_ROUNDS = 16  # below any other, and alone: a layer that is left half-way can hold a flow there; a round costs a fraction of the flow's
 AFFINE_PARTICLES = 64  # at most
 _KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")  # in a checkpoint
 _PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
@@ -134,7 +135,8 @@ class Run:
         if foldable:
             steps = min(300, self.options.max_steps)
             schedule = Schedule(steps, _AFFINE_LR, patience=2, progress=0.1, fall=0.3, cycles=1)
-        for i in range(self.rounds, _AFFINE_ROUNDS if foldable else 1):
+        rounds = _AFFINE_ROUNDS if self.options.auto_flow else _MORE_ROUNDS
+        for i in range(self.rounds, rounds if foldable else 1):
             trainer = self._train("affine", flow, particles, schedule, bar)
             self.converged, self.rounds, self.resumed = trainer.converged, i + 1, {}
             if foldable:

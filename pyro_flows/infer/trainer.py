@@ -17,9 +17,10 @@ __all__ = ["Schedule", "Trainer"]
 
 _CLOSE = 0.05  # a spread below it is an error of at most .16 standard deviations in any mean: nothing to complain about
 _MEDIAN_ERROR = 1.86  # of a median, from the median absolute deviation of n normal numbers, times n ** -1/2
+_RISING = 0.025  # nats: the whole divergence that a spread of _CLOSE stands for
 _SHORTEST = 300  # steps that a further cycle needs to be worth it
 _WINDOW = 50  # steps over which the ELBO is averaged
-_NUMBERS = ("step", "rises_at", "falls_at", "cycle", "dropped", "best", "stale", "converged")
+_NUMBERS = ("step", "rises_at", "falls_at", "cycle", "dropped", "best", "stale", "converged", "rising")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Trainer:
     best: float = -float("inf")
     stale: int = 0
     converged: bool = False
+    rising: bool = False  # when the rate last began to fall
     window: list[tuple[float, float]] = field(default_factory=list)
+    held: list[float] = field(default_factory=list)  # averaged ELBOs while the rate holds, in this cycle
     clip: GradientClip = field(default_factory=GradientClip)
 
     def __post_init__(self) -> None:
@@ -87,6 +90,14 @@ class Trainer:
         if self.falls_at is None:
             return s.max_steps
         return min(s.max_steps, self.falls_at + max(2 * _WINDOW, int(s.fall * (self.falls_at - self.rises_at))))
+
+    def _is_rising(self, error: float) -> bool:
+        """Whether the averaged ELBO rises steadily, by more than its error and than a small spread would explain.
+
+        A guide that has not found all of the posterior may match the part where it is as closely as one likes: no spread is small enough to call
+        that converged while the ELBO goes on rising.
+        """
+        return len(self.held) >= self.schedule.patience > 2 and self.held[-1] - self.held[-3] > max(_RISING, 4 * error)
 
     def _lr(self) -> float:
         lr = self.schedule.lr * 0.7**self.cycle * min(1.0, (self.step - self.rises_at + 1) / 20)
@@ -134,14 +145,16 @@ class Trainer:
             self.best_flat = self.flat.detach().clone()
         self.best = max(self.best, elbo)
         if self.falls_at is None:
+            self.held.append(elbo)
             spent = self.rises_at + (s.max_steps - self.rises_at) / (1 + s.fall)
             if spread < s.target or self.stale >= s.patience or self.step >= spent:
                 self.falls_at = self.step
-                self.converged = self.step < spent
+                self.rising = self.stale < s.patience and self._is_rising(error)
+                self.converged = self.step < spent and not self.rising
         elif self.step >= self.last_step and spread > s.target:
             if self.cycle + 1 < s.cycles and s.max_steps - self.step >= _SHORTEST:
-                self.rises_at, self.falls_at, self.cycle, self.stale = self.step, None, self.cycle + 1, 0
-        self.converged = self.converged or spread < _CLOSE
+                self.rises_at, self.falls_at, self.cycle, self.stale, self.held = self.step, None, self.cycle + 1, 0, []
+        self.converged = self.converged or (spread < _CLOSE and not self.rising)
         return elbo, spread
 
     def state(self) -> dict[str, Any]:
@@ -152,6 +165,7 @@ class Trainer:
             "adam": self.adam.state_dict(),
             "numbers": [getattr(self, name) for name in _NUMBERS],
             "window": list(self.window),
+            "held": list(self.held),
             "norms": list(self.clip.norms),
         }
 
@@ -163,5 +177,5 @@ class Trainer:
         self.adam.load_state_dict(state["adam"])
         for name, number in zip(_NUMBERS, state["numbers"], strict=True):
             setattr(self, name, number)
-        self.window = [tuple(w) for w in state["window"]]
+        self.window, self.held = [tuple(w) for w in state["window"]], list(state["held"])
         self.clip.norms.extend(state["norms"])
