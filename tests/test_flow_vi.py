@@ -131,6 +131,30 @@ def test_seeded_and_the_global_random_state_is_left_alone():
     assert torch.get_default_dtype() == torch.float32
 
 
+def correlated():
+    root = torch.eye(12) + 0.2 * torch.ones(12, 12).tril()
+    pyro.sample("x", dist.MultivariateNormal(torch.zeros(12), scale_tril=root))
+
+
+def test_a_residual_flow_beyond_its_exact_dimension():
+    """The guide's density is exact in any dimension, or the posterior says that it is an estimate."""
+    options = {**QUICK, "num_particles": 16, "max_steps": 4, "num_eval": 500}
+    assert pf.AutoFlow(correlated, flow="residual").setup().inner[0][0].log_det == "exact"
+    small = functools.partial(pf.flows.residual, transforms=2, hidden_features=(8,))
+    posterior = quietly(pf.FlowVI(correlated, **(options | {"flow": small})))
+    assert set(posterior.engines.values()) <= {"eager", "captured"} and posterior.engines["flow"] == "eager"
+    assert posterior.log_evidence.mean == pytest.approx(0.0, abs=0.3) and not any("estimate" in w for w in posterior.warnings)
+
+    def estimated(dim):
+        flow = small(dim)
+        for layer in flow.transform.parts:
+            layer.log_det = "estimate"
+        return flow
+
+    posterior = quietly(pf.FlowVI(correlated, **(options | {"flow": estimated})))
+    assert math.isfinite(posterior.elbo.mean) and any("log_det='exact'" in w for w in posterior.warnings)
+
+
 def test_float32():
     posterior = quietly(pf.FlowVI(skewed, dtype=torch.float32, **QUICK))
     assert posterior.get_samples(10)["x"].dtype == torch.float32

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vjp
 from ..distributions import Flow
 from ..errors import OptionError
 from ..transforms import Standardize
-from .scores import push_score
+from .scores import has_fixed_points, push_score
 
 __all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective"]
 
@@ -138,7 +138,11 @@ def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, no
         x, ladj, score = flat_flow.apply(parameters, "push", noise, start)
         return x, (log_base - ladj, score)
 
-    x, pull, (log_q, score) = vjp(draw, parameters, has_aux=True)  # type: ignore[misc]
+    if has_fixed_points(flat_flow.flow.transform):  # one pass more, for derivatives that do not nest
+        _, (log_q, score) = draw(parameters)
+        x, pull = vjp(lambda parameters: flat_flow.apply(parameters, "forward", noise)[0], parameters)  # type: ignore[misc]
+    else:
+        x, pull, (log_q, score) = vjp(draw, parameters, has_aux=True)  # type: ignore[misc]
     slope, log_p = _slopes_and_values(log_joint, x)
     rows, gap = score - slope, log_q - log_p
     rows, sound = _clean(gap, rows)

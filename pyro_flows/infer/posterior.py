@@ -124,6 +124,8 @@ class Posterior:
         warnings = list(warnings)
         if log_joint.stochastic:
             warnings.append(f"the model's density is random, so ESS and k-hat look worse than they are: {log_joint.reason}")
+        if any(getattr(layer, "log_det", "") == "estimate" for layer in guide.modules()):
+            warnings.append("the guide's density is an estimate, which ESS, k-hat and the evidence suffer from: give its layers log_det='exact'")
         count = num_samples if num_log_density_evaluations is None else num_log_density_evaluations
         return cls(guide, log_joint, evaluation, history, converged, warnings, count, timings, engines, seed)
 

@@ -18,6 +18,7 @@ from .engine import Engine, prepare
 from .log_joint import LogJoint
 from .objectives import FlatFlow, build_step
 from .progress import Progress
+from .scores import has_fixed_points
 from .trainer import Schedule, Trainer
 from .warm_start import find_start
 
@@ -197,6 +198,8 @@ class Run:
         if name not in self.engines:
             wanted = self.resumed.get("engine", self.options.engine)
             example = torch.zeros(particles, flow.dim).to(start)  # not drawn: a resumed run would then see other numbers
+            if wanted == "auto" and has_fixed_points(flow.transform):
+                wanted = "eager"  # in a graph a fixed point takes the same many iterations whatever the values, which is far slower
             self.engines[name] = prepare(step, (start, example), wanted, schedule.max_steps, self._obstacle)
         engine = self.engines[name]
         trainer = Trainer(engine, lambda: base.sample((particles,)), start, schedule)

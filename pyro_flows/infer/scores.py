@@ -11,15 +11,20 @@ from __future__ import annotations
 from functools import singledispatch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vjp
 
-from ..transforms import Compose, Coupling, Elementwise, FlowTransform
+from ..transforms import Compose, ContractiveResidual, Coupling, Elementwise, FlowTransform
 from ..univariate import Univariate
 
-__all__ = ["push_score"]
+__all__ = ["has_fixed_points", "push_score"]
 
 Pushed = tuple[Tensor, Tensor, Tensor]  # the mapped point, the ladj there, the score there
+
+
+def has_fixed_points(transform: nn.Module) -> bool:
+    """Whether a layer's derivatives are functions of its own making (implicit, or of an estimate), which ``torch.func`` cannot nest."""
+    return any(isinstance(layer, ContractiveResidual) for layer in transform.modules())
 
 
 @singledispatch
