@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--predictive", action="store_true", help="posterior predictive draws too")
     fit.add_argument("--plot", type=Path, metavar="FILE.png", help="write a figure")
     fit.add_argument("--save", type=Path, metavar="FILE.pt", help="write the posterior, for Posterior.load")
+    fit.add_argument("--checkpoint", type=Path, metavar="FILE.pt", help="keep the state of the training here, and go on from it where it exists")
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
     fit.set_defaults(run=_fit)
     demo = commands.add_parser("demo", help="fit eight schools, compare with NUTS, write eight_schools.nc and .png")
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    for path in (options.out, options.plot, options.save):
+    for path in (options.out, options.plot, options.save, options.checkpoint):
         if path is not None and not path.absolute().parent.is_dir():
             raise _UsageError(f"the folder of {str(path)!r} does not exist")  # better now than after the fit
     if options.samples < 1:
@@ -105,7 +106,7 @@ def _fit(options: argparse.Namespace) -> int:
     model = _model(options.model)
     _check_arguments(model, options.model, data)
     flow = None if options.flow == "none" else options.flow
-    posterior = _run(model, data, options, flow=flow, seed=options.seed)
+    posterior = _run(model, data, options, flow=flow, seed=options.seed, checkpoint=options.checkpoint)
     print(posterior.summary(options.samples))
     if options.out is not None:
         posterior.to_arviz(predictive=options.predictive, num_samples=options.samples).to_netcdf(options.out)

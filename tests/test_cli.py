@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,14 +108,14 @@ def test_options_reach_the_fit(files, monkeypatch):
 
     monkeypatch.setattr("pyro_flows.infer.flow_vi.FlowVI", Recorder)
     argv = ("fit", "schools.py:model", "--data", "data.json", "--flow", "nsf", "--seed", "3", "--max-steps", "7", "--quiet")
-    assert run(*argv, "--as-float", "scale") == 130
+    assert run(*argv, "--as-float", "scale", "--checkpoint", "run.pt") == 130
     data = seen.pop("data")
-    assert seen == {"flow": "nsf", "seed": 3, "max_steps": 7, "progress": False}
+    assert seen == {"flow": "nsf", "seed": 3, "max_steps": 7, "progress": False, "checkpoint": Path("run.pt")}
     assert data["y"].tolist() == DATA["y"] and str(data["y"].dtype) == "torch.float64"
     assert str(data["group"].dtype) == "torch.int64" and data["scale"] == 2.0 and isinstance(data["scale"], float)
     seen.clear()
     assert run("fit", "schools.py:model", "--data", "data.json", "--flow", "none") == 130
-    assert seen["flow"] is None and "max_steps" not in seen and seen["progress"]
+    assert seen["flow"] is None and seen["checkpoint"] is None and "max_steps" not in seen and seen["progress"]
 
 
 @pytest.mark.parametrize(
