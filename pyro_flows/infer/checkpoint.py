@@ -11,7 +11,19 @@ from torch import nn
 
 from ..errors import CheckpointError
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "random_state", "remedy_of_interrupt", "restore_random_state"]
+
+
+def random_state() -> dict[str, Any]:
+    """torch's global random numbers: the CPU's, and each GPU's where there are any."""
+    return {"random": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Continue from a :func:`random_state`, also one of a machine with more or fewer GPUs."""
+    torch.set_rng_state(state["random"])
+    for device, own in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(own, device)
 
 
 class Checkpoint:
@@ -32,10 +44,10 @@ class Checkpoint:
             raise CheckpointError(f"checkpoint={str(path)!r}: the folder {str(self.path.parent)!r} does not exist")
 
     def save(self, module: nn.Module, state: dict[str, Any]) -> None:
-        """Write the module's parameters, the global random state and ``state`` (tensors and plain values)."""
-        own = {"format": self._format, "signature": self._signature(module), "module": module.state_dict(), "random": torch.get_rng_state()}
+        """Write the module's parameters, ``state`` (tensors and plain values) and, unless it has one, the global random state."""
+        own = {"format": self._format, "signature": self._signature(module), "module": module.state_dict()}
         scratch = self.path.with_name(self.path.name + ".part")
-        torch.save({**own, **state}, scratch)
+        torch.save({**own, **random_state(), **state}, scratch)
         os.replace(scratch, self.path)
 
     def _signature(self, module: nn.Module) -> list[Any]:
@@ -46,7 +58,7 @@ class Checkpoint:
 
     @property
     def _format(self) -> str:
-        return f"pyro_flows.{self.kind}/1"
+        return f"pyro_flows.{self.kind}/2"
 
     def load(self, module: nn.Module) -> dict[str, Any] | None:
         """Restore the module's parameters and the random state; ``None`` when there is no file yet.
@@ -59,7 +71,7 @@ class Checkpoint:
         try:
             content = torch.load(self.path, weights_only=True)
             known = content["format"] == self._format
-            signature, module_state, random = (content[part] for part in ("signature", "module", "random")) if known else ([], {}, None)
+            signature, module_state, *_ = (content[part] for part in ("signature", "module", "random", "cuda")) if known else ([], {})
         except Exception as error:
             what = f"{str(self.path)!r} cannot be read as a checkpoint ({type(error).__name__})"
             raise CheckpointError(f"{what}: delete it, or give another path") from error
@@ -69,5 +81,10 @@ class Checkpoint:
             what = f"{str(self.path)!r} belongs to another model, guide, flow or data (sites, shapes, rows or options differ)"
             raise CheckpointError(f"{what}: delete it, or give another path")
         module.load_state_dict(module_state)
-        torch.set_rng_state(random)  # type: ignore[arg-type]
+        restore_random_state(content)
         return content
+
+
+def remedy_of_interrupt(checkpoint: Checkpoint | None) -> str:
+    """What a user who stopped a run can do now, or could have done."""
+    return "run again with the same checkpoint to go on" if checkpoint else "with a checkpoint it could have gone on later"

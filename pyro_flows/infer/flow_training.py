@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..distributions import Flow
 from ..errors import ConvergenceWarning
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, remedy_of_interrupt
 from .context import seeded
 from .descent import Descent, Plan
 from .flow_fit import FlowFit
@@ -81,7 +81,7 @@ class Training:
                 descent.run(lambda d: self._report(d, bar, batches))
             except KeyboardInterrupt:
                 interrupted = True
-                notes.append("interrupted: this is the best state so far; run again with the same checkpoint= to go on")
+                notes.append(f"interrupted: this is the best state so far; {remedy_of_interrupt(self.checkpoint)}")
             bar.done(f"{self.loss_name} {descent.best:.4f} at step {descent.best_step}")
         if descent.skipped:
             notes.append(f"{descent.skipped} steps without a finite loss were left out; the learning rate was halved {descent.retries} times")

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import ConvergenceWarning, ModelError, OptionError
 from ..guides import AutoFlow
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, remedy_of_interrupt
 from .context import running, seeded
 from .engine import ENGINES
 from .inputs import check_inputs, converted, fingerprint, set_up
@@ -49,7 +49,9 @@ class FlowVI:
         dtype: floating-point type of the whole run; arguments are converted to it.
         progress: whether to show a progress bar.
         callbacks: called with a dict of ``stage, step, elbo, spread, lr`` after every 50 steps.
-        checkpoint: a file to save to, and to resume from where it exists: a resumed run ends with the same numbers as an uninterrupted one.
+        checkpoint: a file to save to, and to resume from where it exists: a resumed run ends with the same numbers as an uninterrupted one. All
+            options must be those of the first run, but for ``max_steps``: with a larger one a run that ended short of its target goes on, and one that was
+            interrupted before its rate began to fall ends as if it had been given from the start.
         num_eval: fresh draws for the evaluation.
 
     Raises:
@@ -117,7 +119,7 @@ class FlowVI:
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:
         if self.checkpoint is not None:
-            options = [self.seed, self.num_particles, self.max_steps, self.lr, self.objective, str(self.dtype), self.warm_start]
+            options = [self.seed, self.num_particles, self.lr, self.objective, str(self.dtype), self.warm_start]
             self.checkpoint.fingerprint = [options, fingerprint(args, kwargs)]
         guide, log_joint = set_up(self.model, self.guide or self._new_guide(), args, kwargs, self.dtype)
         run = Run(self, guide, log_joint)
@@ -126,7 +128,7 @@ class FlowVI:
                 run.train(bar)
             except KeyboardInterrupt:
                 run.converged = False
-                run.notes.append("interrupted: this is the best state so far; run again with the same checkpoint= to go on")
+                run.notes.append(f"interrupted: this is the best state so far; {remedy_of_interrupt(self.checkpoint)}")
             bar.stage("evaluation")
             posterior = Posterior.from_guide(
                 guide,

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..distributions import Flow
 from ..guides import AutoFlow
 from ..transforms import Compose, TriangularLinear
+from .checkpoint import random_state, restore_random_state
 from .engine import Engine, prepare
 from .log_joint import LogJoint
 from .objectives import FlatFlow, build_step
@@ -72,6 +73,7 @@ class Run:
         self.rounds = 0  # of the affine stage
         self.affine_state: dict[str, Tensor] | None = None
         self.resumed: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}  # the state of the last stage that was trained, in a checkpoint
 
     def train(self, bar: Progress) -> None:
         """Run the stages that are not finished yet."""
@@ -85,10 +87,10 @@ class Run:
                 bar.stage(name)
                 start = time.perf_counter()
                 stage(bar)
-                self.timings[name] = time.perf_counter() - start
+                self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
                 self.finished.append(name)
                 self.resumed = {}
-                self._save()
+                self._save(**self.last)
 
     def warnings(self) -> list[str]:
         """What a user should know about the run, in words."""
@@ -106,7 +108,7 @@ class Run:
 
     def _warm_start(self, bar: Progress) -> None:
         guide, log_joint = self.guide, self.log_joint
-        if not self.options.warm_start or not isinstance(guide.affine, TriangularLinear):
+        if not self.options.warm_start or not self._foldable:
             return
         centre = guide.standardize.loc.clone()
         points = centre + torch.cat([torch.zeros_like(centre)[None], torch.randn(2, len(centre)).to(centre)])
@@ -131,16 +133,15 @@ class Run:
         guide = self.guide
         flow = Flow(guide.flow.base, Compose([guide.affine, guide.standardize]))
         particles = min(AFFINE_PARTICLES, self.options.num_particles)
-        foldable = isinstance(guide.affine, TriangularLinear)
         schedule = Schedule(max_steps=min(1000, self.options.max_steps), lr=_AFFINE_LR)
-        if foldable:
+        if self._foldable:
             steps = min(300, self.options.max_steps)
             schedule = Schedule(steps, _AFFINE_LR, patience=2, progress=0.1, fall=0.3, cycles=1)
         rounds = _AFFINE_ROUNDS if self.options.auto_flow else _MORE_ROUNDS
-        for i in range(self.rounds, rounds if foldable else 1):
+        for i in range(self.rounds, rounds if self._foldable else 1):
             trainer = self._train("affine", flow, particles, schedule, bar)
             self.converged, self.rounds, self.resumed = trainer.converged, i + 1, {}
-            if foldable:
+            if self._foldable:
                 self._fold()
             if trainer.converged:
                 break
@@ -166,6 +167,10 @@ class Run:
             self.converged = trainer.converged
         finally:  # when it is interrupted too
             self._keep_better()
+
+    @property
+    def _foldable(self) -> bool:
+        return isinstance(self.guide.affine, TriangularLinear)
 
     @property
     def _obstacle(self) -> str:
@@ -205,22 +210,24 @@ class Run:
         trainer = Trainer(engine, lambda: base.sample((particles,)), start, schedule)
         if "trainer" in self.resumed:
             trainer.restore(self.resumed["trainer"])
-            torch.set_rng_state(self.resumed["random"])
+            restore_random_state(self.resumed)
 
         def report(trainer: Trainer, elbo: float, spread: float) -> None:
             record = {"stage": name, "step": trainer.step, "elbo": elbo, "spread": spread, "lr": trainer.adam.param_groups[0]["lr"]}
             self.history.append(record)
             bar.step(trainer.step, trainer.last_step, f"ELBO {elbo:.3f}, spread {spread**0.5:.3f}")
-            self._save(trainer=trainer.state(), engine=engine.name)
+            if self.options.checkpoint is not None:
+                spent = [trainer.step * particles, trainer.dropped]
+                self.last = {"trainer": trainer.state(), "stage": name, "engine": engine.name, "spent": spent, **random_state()}
+                self._save(**self.last)
             for callback in self.options.callbacks:
                 callback(record)
 
-        before = trainer.step
         try:
             trainer.run(report)
         finally:
             flat_flow.write(trainer.best_flat)
-            self.evaluations += (trainer.step - before) * particles
+            self.evaluations += trainer.step * particles  # those before a checkpoint too, which has not counted them
             self.dropped += trainer.dropped
         return trainer
 
@@ -228,11 +235,29 @@ class Run:
 
     def _save(self, **stage: Any) -> None:
         if self.options.checkpoint is not None:
-            self.options.checkpoint.save(self.guide, {"run": {name: getattr(self, name) for name in _KEPT}, **stage})
+            run = {name: getattr(self, name) for name in _KEPT}
+            self.options.checkpoint.save(self.guide, {"run": run, "max_steps": self.options.max_steps, **stage})
 
     def _load(self) -> None:
         content = self.options.checkpoint.load(self.guide) if self.options.checkpoint is not None else None
         if content is not None:
             for key, value in content["run"].items():
                 setattr(self, key, value)
+            stage = content.get("stage")  # that the trainer belongs to
+            if stage not in self.finished:
+                self.resumed = content
+            elif self.options.max_steps > content["max_steps"]:
+                self._reopen(stage, content)
+
+    def _reopen(self, stage: str, content: dict[str, Any]) -> None:
+        """Let a finished stage go on where it ended, within a larger ``max_steps``."""
+        if stage == "flow" or not self._foldable:
             self.resumed = content
+            self.evaluations -= content["spent"][0]  # the trainer goes on counting from its first step
+            self.dropped -= content["spent"][1]
+        elif not self.converged:
+            self.rounds = 0
+        else:
+            return
+        self.finished = [name for name in self.finished if name not in (stage, "flow")]
+        self.notes = []

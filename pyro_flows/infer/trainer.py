@@ -20,7 +20,7 @@ _MEDIAN_ERROR = 1.86  # of a median, from the median absolute deviation of n nor
 _RISING = 0.025  # nats: the whole divergence that a spread of _CLOSE stands for
 _SHORTEST = 300  # steps that a further cycle needs to be worth it
 _WINDOW = 50  # steps over which the ELBO is averaged
-_NUMBERS = ("step", "rises_at", "falls_at", "cycle", "dropped", "best", "stale", "converged", "rising")
+_NUMBERS = ("step", "rises_at", "falls_at", "cycle", "dropped", "best", "stale", "spread", "converged", "rising")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Trainer:
     dropped: int = 0
     best: float = -float("inf")
     stale: int = 0
+    spread: float = float("inf")  # of the last window
     converged: bool = False
     rising: bool = False  # when the rate last began to fall
     window: list[tuple[float, float]] = field(default_factory=list)
@@ -118,6 +119,7 @@ class Trainer:
 
         On return, or when the report raises, :attr:`best_flat` holds the parameters with the best averaged ELBO.
         """
+        self._rise_again()  # a finished stage that is given more steps goes on
         while self.step < self.last_step:
             with torch.no_grad():
                 gradient, elbo, spread, dropped = self.engine(self.flat.detach(), self.draw_noise())
@@ -151,11 +153,17 @@ class Trainer:
                 self.falls_at = self.step
                 self.rising = self.stale < s.patience and self._is_rising(error)
                 self.converged = self.step < spent and not self.rising
-        elif self.step >= self.last_step and spread > s.target:
-            if self.cycle + 1 < s.cycles and s.max_steps - self.step >= _SHORTEST:
-                self.rises_at, self.falls_at, self.cycle, self.stale, self.held = self.step, None, self.cycle + 1, 0, []
+        self.spread = spread
+        self._rise_again()
         self.converged = self.converged or (spread < _CLOSE and not self.rising)
         return elbo, spread
+
+    def _rise_again(self) -> None:
+        """Begin the next cycle if one has ended short of the target, and steps are left for it."""
+        s = self.schedule
+        ended = self.falls_at is not None and self.step >= self.last_step
+        if ended and self.spread > s.target and self.cycle + 1 < s.cycles and s.max_steps - self.step >= _SHORTEST:
+            self.rises_at, self.falls_at, self.cycle, self.stale, self.held = self.step, None, self.cycle + 1, 0, []
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors and plain numbers."""
