@@ -282,7 +282,7 @@ def discrete():
         (no_latents, (Y,), ModelError, "no continuous latent site"),
         (eight_schools, (BAD_DATA, SIGMA), ModelError, "argument 0 has 1 NaN"),
         (eight_schools, (Y, SIGMA / 0), ModelError, "argument 1 has 8 NaN or infinite"),
-        (eight_schools, (Y, SIGMA[:5]), ModelError, "model failed"),
+        (eight_schools, (Y, SIGMA[:5]), ModelError, "model failed.*site 'theta'.*[Cc]heck"),
         (impossible, (-Y,), SupportError, "'y'.*outside the support"),
         (sphere, (), SupportError, "ProjectedNormalReparam"),
         (discrete, (), SupportError, "enumerate"),

@@ -230,6 +230,53 @@ def test_predictive_takes_fresh_draws_and_flat_priors():
         posterior.to_arviz("prior", num_samples=5)
 
 
+def line(x, y=None):
+    w = pyro.sample("w", N(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", N((x * w).sum(-1), 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda p: p.predictive(torch.ones(5, 3)), ModelError, "posterior predictive.*site 'rows'.*arguments"),
+        (lambda p: p.predictive(y=None), ModelError, "missing 1 required.*arguments"),
+        (lambda p: p.predictive(samples={"v": torch.zeros(3, 2)}), ShapeError, "'w' is missing"),
+        (lambda p: p.predictive(samples={"w": torch.zeros(3, 3)}), ShapeError, "'w' has shape"),
+        (lambda p: p.predictive(samples={"w": torch.zeros(2)}), ShapeError, "runs"),
+    ],
+)
+def test_predictive_names_what_is_wrong(call, error, words):
+    found = fitted(target=line, args=(torch.ones(5, 2), torch.ones(5)), loc=torch.zeros(2), sd=torch.ones(2))
+    with pytest.raises(error, match=words) as caught:
+        call(found)
+    assert "Trace Shapes" not in str(caught.value)
+
+
+def test_prior_predictive_names_the_site():
+    def flat(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", N(mu, 1.0), obs=y)
+
+    def wide(y):
+        rate = pyro.sample("rate", N(0.0, 100.0))
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    def moving(y):
+        x = pyro.sample("x", N(0.0, 1.0))
+        pyro.sample("y", N(x, 1.0), obs=y)
+        pyro.sample("left" if x < 0 else "right", N(0.0, 1.0), obs=y)
+
+    one = torch.ones(1)
+    for target, words in ((flat, "'mu'.*proper prior"), (wide, "'rate'.*[Pp]rior")):
+        found = fitted(target=target, args=(torch.tensor(1.0),), loc=one, sd=1e-3 * one)
+        with pytest.raises(ModelError, match=words):
+            found.to_arviz(predictive="prior", num_samples=30)
+    found = fitted(target=moving, args=(torch.tensor(1.0),), loc=0 * one, sd=one)
+    with pytest.raises(ModelError, match="'(left|right)' is not the same"):
+        found.predictive(num_samples=30)
+
+
 def test_parallel_predictive_of_an_unsuited_model_says_so(exact):
     def unplated(y):
         b = pyro.sample("b", N(0.0, 1.0))

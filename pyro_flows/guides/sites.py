@@ -110,7 +110,8 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]]) -> list[LatentSite]:
         sites.append(LatentSite(name, node["fn"].support, bijection, value.shape, unconstrained.shape, start, start + size, plates))
         start += size
     if start == 0:
-        raise ModelError("the model has no continuous latent site to infer: every sample statement is observed, hidden or enumerated")
+        what = "every sample statement is observed, hidden or enumerated"
+        raise ModelError(f"the model has no continuous latent site to infer: {what}. Leave out obs= where something is to be inferred")
     return sites
 
 

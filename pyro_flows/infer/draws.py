@@ -12,7 +12,9 @@ from ..errors import ImportanceError, ShapeError
 from ..guides import AutoFlow
 from .log_joint import LogJoint
 
-__all__ = ["evaluate_guide", "log_prob", "resample"]
+__all__ = ["evaluate_guide", "latents_of_runs", "log_prob", "resample"]
+
+Tensors = dict[str, Tensor]
 
 _MAX_COLUMNS = 2000  # values of a draw that the evaluation looks at
 _OVERSAMPLING = 10  # raw draws for each one that importance resampling keeps
@@ -86,23 +88,46 @@ def resample(guide: AutoFlow, log_joint: LogJoint, num_samples: int, verdict: st
     return z[kept][torch.multinomial(smoothed.exp(), num_samples, replacement=True)]
 
 
-def log_prob(guide: AutoFlow, samples: Mapping[str, Tensor]) -> Tensor:
-    """Log density of a guide at constrained values by site, each ``(*batch, *site_shape)``; see ``Posterior.log_prob``."""
+def read_values(guide: AutoFlow, samples: Mapping[str, Tensor], caller: str) -> tuple[Tensors, torch.Size]:
+    """The latent sites' values in ``samples``, each ``(*batch, *site_shape)``, and their common batch shape.
+
+    Raises:
+        ShapeError: a latent site is missing or has another shape.
+    """
     like = guide.standardize.loc
-    values: dict[str, Tensor] = {}
+    values: Tensors = {}
     batch: torch.Size | None = None
     for site in guide.sites:
         if site.name not in samples:
-            raise ShapeError(f"log_prob: the latent site {site.name!r} is missing; got {sorted(samples)}")
+            raise ShapeError(f"{caller}: the latent site {site.name!r} is missing; got {sorted(samples)}")
         value = torch.as_tensor(samples[site.name], dtype=like.dtype, device=like.device)
         lead = value.dim() - len(site.shape)
         if batch is None:
             batch = value.shape[: max(lead, 0)]
         if lead < 0 or value.shape != batch + site.shape:
             wanted = f"{tuple(batch)} + {tuple(site.shape)}"
-            raise ShapeError(f"log_prob: site {site.name!r} has shape {tuple(value.shape)}, expected {wanted}")
+            raise ShapeError(f"{caller}: site {site.name!r} has shape {tuple(value.shape)}, expected {wanted}")
         values[site.name] = value
-    inside = torch.ones(batch or (), dtype=torch.bool, device=like.device)
+    return values, batch or torch.Size()
+
+
+def latents_of_runs(guide: AutoFlow, samples: Mapping[str, Tensor]) -> tuple[Tensors, int]:
+    """The latent values that a model is to be run from, and for how many runs.
+
+    Raises:
+        ShapeError: a latent site is missing, or its shape is not ``(runs, *site_shape)``.
+    """
+    values, batch = read_values(guide, samples, "predictive(samples=...)")
+    if len(batch) != 1 or not batch[0]:
+        raise ShapeError(f"predictive(samples=...): give values of shape (runs, *site_shape), as get_samples does; got batch shape {tuple(batch)}")
+    return values, batch[0]
+
+
+def log_prob(guide: AutoFlow, samples: Mapping[str, Tensor]) -> Tensor:
+    """Log density of a guide at constrained values by site, each ``(*batch, *site_shape)``; see ``Posterior.log_prob``."""
+    like = guide.standardize.loc
+    values, batch = read_values(guide, samples, "log_prob")
+    inside = torch.ones(batch, dtype=torch.bool, device=like.device)
     for site in guide.sites:
         checked = site.support.check(values[site.name])
         inside = inside & checked.reshape(*inside.shape, -1).all(-1)

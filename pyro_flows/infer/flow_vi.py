@@ -50,8 +50,8 @@ class FlowVI:
         progress: whether to show a progress bar.
         callbacks: called with a dict of ``stage, step, elbo, spread, lr`` after every 50 steps.
         checkpoint: a file to save to, and to resume from where it exists: a resumed run ends with the same numbers as an uninterrupted one. All
-            options must be those of the first run, but for ``max_steps``: with a larger one a run that ended short of its target goes on, and one that was
-            interrupted before its rate began to fall ends as if it had been given from the start.
+            options must be those of the first run, but for ``max_steps``: with a larger one a run that ended short of its target goes on, and one
+            that was interrupted before its rate began to fall ends as if it had been given from the start.
         num_eval: fresh draws for the evaluation.
 
     Raises:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import DtypeError, ModelError, PyroFlowsError, ShapeError, SupportError
 from ..guides import AutoFlow
+from .failures import in_a_line
 from .log_joint import LogJoint
 
 __all__ = ["check_inputs", "converted", "fingerprint", "set_up"]
@@ -81,16 +82,16 @@ def _explained(dtype: torch.dtype) -> Iterator[None]:
             raise _dtype_error(cause, dtype) from cause
         raise
     except Exception as error:
-        text = " ".join(str(error).split("Trace Shapes")[0].split())[:500]
+        text, remedy = in_a_line(error, 500), "check the arguments, or call model(...) with them to see where it fails"
         if "unexpected keyword" in text:
-            text += "; options of the fit go to FlowVI: pf.FlowVI(model, flow=...).run(...)"
+            remedy = "options of the fit go to FlowVI: pf.FlowVI(model, flow=...).run(...)"
         if "dtype" in text or "same device" in text:
             raise _dtype_error(error, dtype) from error
-        raise ModelError(f"the model failed when it was run with these arguments: {type(error).__name__}: {text}") from error
+        raise ModelError(f"the model failed when it was run with these arguments: {text}. {remedy[0].upper()}{remedy[1:]}") from error
 
 
 def _dtype_error(error: BaseException, dtype: torch.dtype) -> DtypeError:
-    text = " ".join(str(error).split("Trace Shapes")[0].split())[:300]
+    text = in_a_line(error)
     if "Long" in text or "Int" in text:
         remedy = "integers stay integers: pass those that are quantities as floating point, x.float() (--as-float x on the command line)"
     else:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import ModelError, OptionError, ShapeError
 from .context import running, seeded
 from .enumeration import EnumeratedDensity, TraceableEnum
+from .failures import in_a_line
 
 __all__ = ["LogJoint"]
 
@@ -173,8 +174,8 @@ class LogJoint:
                 self.trace = self._run(self.model, z)
                 self.trace.compute_log_prob()
         except Exception as error:
-            message = f"the model failed while its log density was evaluated: {type(error).__name__}: {error}"
-            raise ModelError(message) from error
+            remedy = "Check the data against the likelihoods"
+            raise ModelError(f"the model failed while its log density was evaluated: {in_a_line(error)}. {remedy}") from error
         sites = {k: v for k, v in self.trace.nodes.items() if v["type"] == "sample"}
         self.frozen = [k for k, v in self.trace.nodes.items() if v["type"] == "param"]
         subsampled = [k for k, v in sites.items() if isinstance(v["fn"], _Subsample) and len(v["value"]) < v["fn"].size]
@@ -298,14 +299,14 @@ def _without_init(model: Callable[..., Any]) -> Callable[..., Any]:
 
 def _plainly(error: Exception) -> str:
     """One line for what vmap says in many."""
-    text = " ".join(str(error).split("Trace Shapes:")[0].split())
+    text = str(error)
     known = {
         "data-dependent control flow": "its control flow depends on the value of a latent site",
         ".item()": "it calls .item() (or float(), int()) on a latent value",
         "randomness": "it draws random numbers that nothing conditions",
         "dynamic": "the shape of a tensor depends on a latent value",
     }
-    return next((plain for sign, plain in known.items() if sign in text), f"{type(error).__name__}: {text[:200]}")
+    return next((plain for sign, plain in known.items() if sign in text), in_a_line(error, 200))
 
 
 def _gather(parts: list[Any], how: Callable[[list[Tensor]], Tensor]) -> Any:

@@ -13,7 +13,7 @@ from ..diagnostics import Estimate, Evaluation
 from ..errors import OptionError
 from ..guides import AutoFlow
 from .context import running, seeded
-from .draws import evaluate_guide, log_prob, resample
+from .draws import evaluate_guide, latents_of_runs, log_prob, resample
 from .inputs import converted
 from .log_joint import LogJoint
 from .predictive import simulate
@@ -222,14 +222,13 @@ class Posterior:
         Cost: one run of the model a draw, about a millisecond each; one in all with ``parallel``.
 
         Raises:
-            ModelError: ``parallel`` does not suit the model.
+            ModelError: the model fails with these arguments, or ``parallel`` does not suit it.
+            ShapeError: ``samples`` lacks a latent site, or has one of another shape.
         """
         if not args and not kwargs:
             args, kwargs = self.log_joint.args, self.log_joint.kwargs
         args, kwargs = converted(args, self._dtype), converted(kwargs, self._dtype)
-        samples = self.get_samples(num_samples) if samples is None else samples
-        latents = {site.name: samples[site.name] for site in self.guide.sites}
-        count = len(next(iter(latents.values())))
+        latents, count = latents_of_runs(self.guide, self.get_samples(num_samples) if samples is None else samples)
         return simulate(self.log_joint.model, args, kwargs, latents, count, self._dtype, parallel)
 
     @property

@@ -14,8 +14,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, PyroFlowsError
 from .context import running
+from .failures import in_a_line
 from .log_joint import is_deterministic
 
 __all__ = ["simulate"]
@@ -24,9 +25,12 @@ Tensors = dict[str, Tensor]
 
 
 class _Unobserve(UnconditionMessenger):
-    """Draws observed sites anew, but not deterministic ones, which Pyro writes as observed too."""
+    """Draws observed sites anew, but not deterministic ones, which Pyro writes as observed too. Remembers the last site that was met."""
+
+    site = ""
 
     def _pyro_sample(self, msg: Any) -> None:
+        self.site = msg["name"]
         if not is_deterministic(msg):
             super()._pyro_sample(msg)
 
@@ -57,26 +61,51 @@ def simulate(
     Cost: ``num_samples`` runs of the model, a millisecond or two each for a small one; two in all with ``parallel``.
 
     Raises:
-        ModelError: a site that must be drawn cannot be (a flat prior, a distribution without a sampler), or
-            ``parallel`` does not suit the model.
+        ModelError: the model fails, the message says near which site; a site that must be drawn cannot be (a flat prior, a
+            distribution without a sampler); sites or shapes change from run to run; or ``parallel`` does not suit the model.
     """
-    free = _Unobserve()(model)
+    unobserve = _Unobserve()
+    free = unobserve(model)
 
     def trace(values: Mapping[str, Tensor]) -> Trace:
         return poutine.trace(poutine.condition(free, data=dict(values))).get_trace(*args, **kwargs)
 
-    with running(dtype, validate=True), poutine.block():  # hidden from handlers around the call, not from the plate of parallel runs
+    def run(i: int) -> Trace:
+        unobserve.site = ""
         try:
-            first = trace({k: v[0] for k, v in latents.items()})
-        except NotImplementedError as error:
-            what = "a site of the model cannot be drawn, such as one with a flat (improper) prior"
-            remedy = "leave prior predictive draws out, or give it a proper prior"
-            raise ModelError(f"{what}: {remedy}") from error
+            return trace({k: v[i] for k, v in latents.items()})
+        except Exception as error:
+            raise _explained(error, unobserve.site, "posterior" if latents else "prior") from error
+
+    with running(dtype, validate=True), poutine.block():  # hidden from handlers around the call, not from the plate of parallel runs
+        first = run(0)
         shapes = {k: site["value"].shape for k, site in _drawn(first, latents).items()}
         if parallel:
             return _in_parallel(trace, latents, num_samples, first, shapes)
-        runs = [first, *(trace({k: v[i] for k, v in latents.items()}) for i in range(1, num_samples))]
-    return {k: torch.stack([run.nodes[k]["value"] for run in runs]) for k in shapes}
+        runs = [first, *map(run, range(1, num_samples))]
+    return {k: _stacked(k, runs, shape) for k, shape in shapes.items()}
+
+
+def _explained(error: Exception, site: str, what: str) -> Exception:
+    """What a model raised, as an error that says where and what to do."""
+    if isinstance(error, PyroFlowsError):
+        return error
+    if isinstance(error, NotImplementedError):
+        remedy = "leave prior predictive draws out, or give it a proper prior" if what == "prior" else "give it a distribution that has a sampler"
+        return ModelError(f"site {site!r} of the model cannot be drawn, as one with a flat (improper) prior cannot: {remedy}")
+    remedy = "check the arguments against those of the fit" if what == "posterior" else "the prior may be too wide for the model: look at its draws"
+    return ModelError(f"the model failed in a {what} predictive run, {in_a_line(error, site=site)}. {remedy.capitalize()}")
+
+
+def _stacked(name: str, runs: Sequence[Trace], shape: torch.Size) -> Tensor:
+    values = [run.nodes[name]["value"] if name in run.nodes else None for run in runs]
+    found = {None if value is None else tuple(value.shape) for value in values}
+    if found != {tuple(shape)}:
+        raise ModelError(
+            f"site {name!r} is not the same in every predictive run (shapes {', '.join(sorted(map(str, found)))}; None where it is missing): "
+            "give the model sites and shapes that do not depend on what it draws"
+        )
+    return torch.stack(values)  # type: ignore[arg-type]
 
 
 def _drawn(trace: Trace, latents: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -104,6 +133,6 @@ def _in_parallel(
             found = trace({k: spread(k, v) for k, v in latents.items()})
         return {k: found.nodes[k]["value"].reshape(num_samples, *shape) for k, shape in shapes.items()}
     except (RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split("Trace Shapes")[0].split())[:200]
+        why = in_a_line(error, 200)
         advice = "leave parallel=True out, or declare every batch dimension as a plate"
         raise ModelError(f"the model fails inside one more plate ({why}): {advice}") from error
