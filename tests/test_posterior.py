@@ -503,6 +503,30 @@ def test_bad_files(tmp_path, exact):
         Posterior.load(path, other, Y)
 
 
+def test_load_wants_the_arguments_of_the_fit(tmp_path):
+    path = tmp_path / "posterior.pt"
+    found = fitted(target=line, args=(torch.ones(5, 2), torch.arange(5.0) / 3), loc=torch.zeros(2), sd=torch.ones(2))
+    found.save(path)
+    x, y = found.log_joint.args
+    z = torch.randn(3, 2)
+    for back in (Posterior.load(path, line, x, y=y), Posterior.load(path, line, y=y.float(), x=x)):
+        torch.testing.assert_close(back.log_joint(z), found.log_joint(z), rtol=1e-6, atol=0)
+    for args, words in (
+        ((), "arguments of the fit.*missing"),
+        ((x,), "other arguments.*'y'.*predictive"),
+        ((x, y.flip(0)), "other arguments.*'y'"),
+        ((x[:4], y[:4]), "other arguments.*'x', 'y'"),
+        ((x, y, 1), "arguments of the fit"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            Posterior.load(path, line, *args)
+
+    Posterior.from_guide(AutoFlow(model, flow=None).setup(Y), Y, num_samples=50).save(path)
+    with pytest.raises(CheckpointError, match="other arguments.*'noise'"):
+        Posterior.load(path, model, Y, noise=2.0)
+    Posterior.load(path, model, y=Y, noise=1.0)
+
+
 def test_guide_models_are_unwrapped(exact):
     """``guide.model`` draws initial values at every site; the log joint must not."""
     assert exact.log_joint.model is model

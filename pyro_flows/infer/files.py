@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -14,8 +16,8 @@ from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
 from ..guides import AutoFlow
 from .context import running, seeded
-from .inputs import converted
-from .log_joint import LogJoint
+from .inputs import converted, explained, fingerprint
+from .log_joint import LogJoint, without_init
 
 if TYPE_CHECKING:
     from .posterior import Posterior
@@ -56,6 +58,7 @@ def save(posterior: Posterior, path: str | Path) -> None:
         "timings": _plain(posterior.timings),
         "engines": _plain(posterior.engines),
         "seed": int(posterior.seed),
+        "data": _data(posterior.log_joint.model, posterior.log_joint.args, posterior.log_joint.kwargs),
     }
     scratch = path.with_name(path.name + ".part")
     try:
@@ -85,17 +88,50 @@ def load(
         raise CheckpointError(f"{shown} is damaged, or of another version of pyro_flows: {error!r}") from error
     guide = _guide(model, config, shown)
     args, kwargs = converted(args, dtype), converted(dict(kwargs), dtype)
+    other = _other_arguments(content.get("data", []), without_init(guide.model), args, kwargs)
+    remedy = "give Posterior.load(path, model, ...) the arguments of the fit; new data go to posterior.predictive(...)"
     with seeded(0), running(dtype, validate=True):
-        guide = guide.setup(*args, **kwargs).to(dtype)
+        try:
+            with explained(dtype):
+                guide = guide.setup(*args, **kwargs).to(dtype)
+        except PyroFlowsError as error:
+            raise CheckpointError(f"{shown} cannot be read with these arguments: {remedy}. {error}") from error
         if _sites(guide) != sites:
             here, there = ({name: tuple(shape) for name, shape, *_ in s} for s in (_sites(guide), sites))
-            raise CheckpointError(f"{shown} belongs to another model: it has sites {there}, this model {here}")
+            what, end = (f"other arguments ({other}) or another model", f". {remedy[0].upper()}{remedy[1:]}") if other else ("another model", "")
+            raise CheckpointError(f"{shown} belongs to {what}: it has sites {there}, this model {here}{end}")
+        if other:
+            raise CheckpointError(f"{shown} was fitted to other arguments ({other}): {remedy}")
         try:
             guide.load_state_dict(state)
         except (RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{shown} was written with another flow, or by another version: pass an AutoFlow made in the same way") from error
         log_joint = LogJoint(guide.model, guide, args, kwargs)
     return cls(guide, log_joint, evaluation, *rest)
+
+
+def _data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What tells the arguments of a fit from others, by the names that they have in the model, however they were passed."""
+    try:
+        bound = inspect.signature(model).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return fingerprint(args, dict(kwargs))
+    bound.apply_defaults()
+    return fingerprint((), dict(bound.arguments))
+
+
+def _other_arguments(saved: list[Any], model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Names of the arguments that are not those of the fit; a float32 copy of them will do."""
+    here = {name: value for name, value in _data(model, args, kwargs)}
+    return ", ".join(repr(name) for name, value in saved if name not in here or not _same(value, here[name]))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two fingerprints agree, up to the rounding of float32."""
+    if isinstance(a, list) and isinstance(b, list):
+        allowed = 1e-6 * a[1] * math.prod(a[0]) ** 0.5
+        return a[0] == b[0] and all(abs(u - v) <= allowed for u, v in zip(a[1:], b[1:], strict=True))
+    return a == b
 
 
 def _read(path: str | Path, shown: str) -> dict[str, Any]:

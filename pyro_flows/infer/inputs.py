@@ -15,7 +15,7 @@ from ..guides import AutoFlow
 from .failures import in_a_line
 from .log_joint import LogJoint
 
-__all__ = ["check_inputs", "converted", "fingerprint", "set_up"]
+__all__ = ["check_inputs", "converted", "explained", "fingerprint", "set_up"]
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -48,12 +48,13 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Plain values that tell one set of arguments from another: shapes, and sums of entries weighted by their places."""
+    """Plain values that tell one set of arguments from another: shapes, norms, and sums of entries weighted by their places."""
     found: list[Any] = []
     for name, value in (leaf for n, v in [*enumerate(args), *kwargs.items()] for leaf in _walk(v, str(n))):
         if isinstance(value, Tensor):
             flat = value.detach().double().reshape(-1)
-            value = [list(value.shape), float(flat.sum()), float(flat @ torch.linspace(1, 2, len(flat)).to(flat))]
+            weights = torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)
+            value = [list(value.shape), float(flat.norm()), float(flat.sum()), float(flat @ weights)]
         found.append([name, value if isinstance(value, (list, int, float, str, bool, type(None))) else type(value).__name__])
     return found
 
@@ -72,7 +73,7 @@ def converted(value: Any, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _explained(dtype: torch.dtype) -> Iterator[None]:
+def explained(dtype: torch.dtype) -> Iterator[None]:
     """Turn whatever a model raises into an error that says what to do."""
     try:
         yield
@@ -113,7 +114,7 @@ def set_up(
         SupportError: a site without a bijection from the reals.
         DtypeError: the model mixes dtypes or devices.
     """
-    with _explained(dtype):
+    with explained(dtype):
         guide = guide.setup(*args, **kwargs).to(dtype)
         log_joint = LogJoint(model, guide, args, kwargs)
         with torch.no_grad():

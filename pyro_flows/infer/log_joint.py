@@ -20,7 +20,7 @@ from .context import running, seeded
 from .enumeration import EnumeratedDensity, TraceableEnum
 from .failures import in_a_line
 
-__all__ = ["LogJoint"]
+__all__ = ["LogJoint", "without_init"]
 
 Tensors = dict[str, Tensor]
 
@@ -94,7 +94,7 @@ class LogJoint:
     ) -> None:
         if mode not in ("auto", "vmap", "loop"):
             raise OptionError(f'LogJoint: mode must be "auto", "vmap" or "loop", got {mode!r}')
-        self.model, self.guide, self.args, self.kwargs = _without_init(model), guide, tuple(args), dict(kwargs or {})
+        self.model, self.guide, self.args, self.kwargs = without_init(model), guide, tuple(args), dict(kwargs or {})
         self.latent_dim: int = guide.latent_dim
         self.reason = ""
         self.stochastic = False
@@ -289,7 +289,7 @@ class LogJoint:
         return f"LogJoint(latent_dim={self.latent_dim}, mode={self.mode!r}{why}{summed})"
 
 
-def _without_init(model: Callable[..., Any]) -> Callable[..., Any]:
+def without_init(model: Callable[..., Any]) -> Callable[..., Any]:
     """The user's model, where a guide has wrapped it (``guide.model``) to draw initial values at every site."""
     wrapped = getattr(model, "func", None)
     if isinstance(wrapped, partial) and len(wrapped.args) == 2 and isinstance(wrapped.args[0], InitMessenger):

@@ -299,10 +299,10 @@ class Posterior:
             path: the file.
             model: the model; or an :class:`~pyro_flows.guides.AutoFlow` of it, made with the same options, where these
                 were more than names (a flow built by hand, a function).
-            args, kwargs: the model's arguments, as in the fit.
+            args, kwargs: the model's arguments, the same as in the fit: the file does not hold them.
 
         Raises:
-            CheckpointError: the file is damaged, foreign, or belongs to another model.
+            CheckpointError: the file is damaged, foreign, or belongs to another model, or the arguments are not those of the fit.
         """
         from .files import load
 
