@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 
@@ -388,6 +389,17 @@ def test_plot_has_its_panels_and_a_file(exact, tmp_path):
     import matplotlib.pyplot as plt
 
     assert plt.get_fignums() == []  # nothing is left in pyplot's state
+
+
+def test_plot_has_one_axis_of_steps_and_one_khat():
+    found = fitted(factor=0.8)
+    steps = [("affine", 50), ("affine", 100), ("affine", 50), ("affine", 100), ("flow", 50), ("flow", 70)]
+    found.history = [{"stage": stage, "step": step, "elbo": -8.0} for stage, step in steps]
+    figure = found.plot(num_samples=500)
+    drawn = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].get_lines()}
+    assert drawn["affine"] == [50, 100, 150, 200] and drawn["flow"] == [250, 270]
+    words = " ".join([figure.get_suptitle(), *(text.get_text() for text in figure.axes[1].get_legend().get_texts())])
+    assert re.findall(r"k-hat (\S+)", words) == [f"{found.khat:.2f}"] * 2
 
 
 @pytest.mark.parametrize("options", [{"shift": 6.0, "factor": 0.2}, {"factor": 3.0}])

@@ -52,7 +52,7 @@ def plot(posterior: Posterior, path: str | Path | None = None, num_samples: int 
         grid = figure.add_gridspec(len(heights), 12, height_ratios=heights)
         _title(figure, posterior)
         _trace(figure.add_subplot(grid[0, :6]), posterior)
-        _tail(figure.add_subplot(grid[0, 6:]), posterior, log_w.cpu().numpy())
+        _tail(figure.add_subplot(grid[0, 6:]), posterior.khat, log_w.cpu().numpy())
         share = max(3, 12 // max(len(marginals), 2))
         for i, column in enumerate(marginals):
             axes = figure.add_subplot(grid[1 + i // 4, share * (i % 4) : share * (i % 4 + 1)])
@@ -139,14 +139,13 @@ def _trace(axes: Axes, posterior: Posterior) -> None:
         axes.text(0.5, 0.5, "no training history", ha="center", va="center", color=MUTED, transform=axes.transAxes)
         axes.set_xticks([]), axes.set_yticks([])
         return
-    offset = 0
+    at = _total_steps(records)
     for i, stage in enumerate(stages):
-        own = [r for r in records if r.get("stage", "") == stage]
-        steps = offset + np.array([r.get("step", j) for j, r in enumerate(own)])
+        chosen = [j for j, r in enumerate(records) if r.get("stage", "") == stage]
+        own, steps = [records[j] for j in chosen], at[chosen]
         marker = "o" if len(own) == 1 else None
         colour = _STAGES[max(len(_STAGES) - len(stages) + i, i % len(_STAGES))]
         axes.plot(steps, [r["elbo"] for r in own], color=colour, marker=marker, markersize=4, lw=1.5, label=stage)
-        offset = int(steps[-1])
     elbos = np.array([r["elbo"] for r in records])
     top = max(elbos.max(), posterior.log_evidence.mean)
     bottom = max(elbos.min(), top - 4 * max(top - np.median(elbos), 0.25))  # the first steps may be far below
@@ -157,8 +156,20 @@ def _trace(axes: Axes, posterior: Posterior) -> None:
     axes.legend(loc="lower right")
 
 
-def _tail(axes: Axes, posterior: Posterior, log_w: np.ndarray) -> None:
-    """Share of the draws above each weight, on log scales, with the Pareto tail of slope -1/k."""
+def _total_steps(records: list[dict[str, Any]]) -> np.ndarray:
+    """Steps from the first of the run, where each stage, and each round of the affine stage, counts from its own."""
+    total: list[int] = []
+    before = 0
+    for j, record in enumerate(records):
+        step, last = record.get("step", j), records[j - 1] if j else {"step": 0, "stage": record.get("stage")}
+        if record.get("stage") != last.get("stage") or step <= last.get("step", j - 1):
+            before = total[-1] if total else 0
+        total.append(before + step)
+    return np.array(total)
+
+
+def _tail(axes: Axes, khat: float, log_w: np.ndarray) -> None:
+    """Share of the draws above each weight, on log scales, with the Pareto tail of slope -1/k for the k-hat of the evaluation."""
     axes.set_title("Tail of the importance weights")
     if len(log_w) < 25:
         axes.text(0.5, 0.5, "too few draws", ha="center", va="center", color=MUTED, transform=axes.transAxes)
@@ -167,7 +178,6 @@ def _tail(axes: Axes, posterior: Posterior, log_w: np.ndarray) -> None:
     share = (np.arange(len(w)) + 0.5) / len(w)
     tail = int(min(0.2 * len(w), 3 * len(w) ** 0.5))
     body = slice(None, max(tail * 4, 10))
-    khat = psis(torch.from_numpy(log_w.copy()))[1]
     limit = khat_limit(len(w))
     axes.plot(w[body], share[body], color=MUTED, lw=1.2)
     largest = f"largest {tail} of {len(w):,}"
@@ -179,7 +189,7 @@ def _tail(axes: Axes, posterior: Posterior, log_w: np.ndarray) -> None:
         scale = excess * khat / (2**khat - 1)
         at = np.geomspace(threshold * (1 + 1e-9), w[0], 100)
         fitted = share[tail] * (1 + khat * (at - threshold) / scale) ** (-1 / khat)
-        axes.plot(at, fitted, color=AMBER, lw=1.5, label=f"Pareto tail of these draws, k-hat {khat:.2f}")
+        axes.plot(at, fitted, color=AMBER, lw=1.5, label=f"Pareto tail, k-hat {khat:.2f}")
     axes.set_xscale("linear" if w[0] < 8 * w[body][-1] else "log")  # nearly equal weights: plain numbers read better
     axes.set_yscale("log")
     axes.set_xlabel("weight (1 = average)"), axes.set_ylabel("share of draws above")
