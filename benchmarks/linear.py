@@ -21,9 +21,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
 
@@ -38,19 +39,18 @@ class Dense(T.Linear):
     """A free matrix, without factors."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.matrix, self.shift = nn.Parameter(torch.eye(dim)), nn.Parameter(torch.zeros(dim))
+        super().__init__(dim, matrix=torch.eye(dim), shift=torch.zeros(dim))
 
-    def weight(self) -> Tensor:
+    def _matrix(self, at: Any) -> Tensor:
         return self.matrix
 
-    def logabsdet(self) -> Tensor:
+    def _log_det(self, at: Any) -> Tensor:
         return torch.linalg.slogdet(self.matrix)[1]
 
-    def _multiply(self, x: Tensor) -> Tensor:
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
         return x @ self.matrix.mT
 
-    def _solve(self, y: Tensor) -> Tensor:
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
         return torch.linalg.solve(self.matrix, y.mT).mT
 
 
@@ -99,7 +99,7 @@ def _with_spread(layer: T.Linear, spread: float) -> T.Linear:
         if name in ("log_diag", "log_gain", "log_stretch"):
             p.copy_(torch.linspace(0, spread, p.numel())[torch.randperm(p.numel(), generator=generator)].view_as(p))
     if isinstance(layer, T.Affine):
-        layer.params.bias[0].copy_(torch.linspace(0, spread, layer.dim))
+        layer.log_scale.copy_(torch.linspace(0, spread, layer.dim))
     if isinstance(layer, Dense):  # random singular vectors on both sides
         left, right = (torch.linalg.qr(torch.randn(layer.dim, layer.dim, generator=generator, dtype=torch.float64)).Q for _ in range(2))
         layer.matrix.copy_(left * torch.linspace(0, spread, layer.dim, dtype=torch.float64).exp() @ right)

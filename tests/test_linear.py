@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.func import jacrev
@@ -11,6 +12,7 @@ from pyro_flows import transforms as T
 from pyro_flows.errors import DtypeError, OptionError, ShapeError
 
 LINEAR = [pytest.param(case, id=case.id) for case in ZOO if isinstance(case.make(), T.Linear) and not case.context_dim]
+CONDITIONAL = [pytest.param(case, id=case.id) for case in ZOO if isinstance(case.make(), T.Linear) and case.context_dim]
 
 
 def close(actual, expected, tol=1e-9):
@@ -49,16 +51,35 @@ def test_solve_checks_what_it_is_given(case):
         layer.solve(x.long())
 
 
-def test_conditional_diagonal():
-    layer, context = spread(T.Affine(3, context_dim=2)), torch.randn(5, 2).double()
-    x = torch.randn(5, 3).double()
+@pytest.mark.parametrize("case", CONDITIONAL)
+@pytest.mark.parametrize("batch, context_batch", [((6,), ()), ((6,), (1,)), ((5, 6), (6,)), ((5, 6), (5, 1)), ((), (6,)), ((0,), (0,))], ids=str)
+def test_the_matrix_at_a_context_is_the_map(case, batch, context_batch):
+    """One matrix a context, whatever the number of points it serves."""
+    layer, x, context = perturbed(case), case.points(*batch), case.context(*context_batch)
     weight, (y, ladj) = layer.weight(context), layer.forward_and_ladj(x, context)
-    assert weight.shape == (5, 3, 3)
-    close(y - layer.forward_and_ladj(0 * x, context)[0], (weight @ x.unsqueeze(-1)).squeeze(-1))
-    close(layer.logabsdet(context), ladj)
-    close(layer.solve((weight @ x.unsqueeze(-1)).squeeze(-1), context), x)
+    assert weight.shape == (*context_batch, case.dim, case.dim) and layer.logabsdet(context).shape == context_batch
+    for index in np.ndindex(context_batch):
+        jacobian = jacrev(lambda x, c=context[index]: layer.forward_and_ladj(x, c)[0])(torch.zeros(case.dim).double())
+        close(weight[index], jacobian)
+    offset = layer.forward_and_ladj(0 * x, context)[0]
+    close(y - offset, (weight @ x.unsqueeze(-1)).squeeze(-1))
+    close(ladj, torch.linalg.slogdet(weight)[1].expand(ladj.shape))
+    close(layer.logabsdet(context), torch.linalg.slogdet(weight)[1])
+    close(layer.solve(y - offset, context), x.expand(y.shape))
+    for asked in (layer.weight, layer.logabsdet, lambda: layer.solve(x)):
+        with pytest.raises(ShapeError, match="context"):
+            asked()
     with pytest.raises(ShapeError, match="context"):
-        layer.weight()
+        layer.weight(torch.zeros(3).double())
+
+
+def test_a_context_has_one_matrix(monkeypatch):
+    """A thousand points in three contexts need three matrices, in one context one."""
+    layer, made = T.LULinear(4, context_dim=2), []
+    monkeypatch.setattr(layer, "_matrix", lambda at: made.append(T.LULinear._matrix(layer, at)) or made[-1])
+    for contexts in (torch.randn(3, 2), torch.randn(1, 2), torch.randn(2)):
+        layer.forward_and_ladj(torch.randn(1000, 3, 4), contexts)
+    assert [m.shape for m in made] == [(3, 4, 4), (4, 4), (4, 4)]
 
 
 def test_nothing_is_stale():
@@ -125,7 +146,7 @@ def test_qr_factors():
     layer = spread(T.QRLinear(5))
     q, r = torch.linalg.qr(layer.weight())
     sign = r.diagonal().sign()
-    close(sign[:, None] * r, layer._factor())
+    close(sign[:, None] * r, layer._factor(layer))
     close(q * sign @ (q * sign).mT, torch.eye(5).double())
     assert torch.linalg.det(q * sign) > 0
 

@@ -153,8 +153,8 @@ def _mixed() -> T.FlowTransform:
     )
 
 
-def _actnorm(dim: int) -> T.FlowTransform:
-    layer = T.ActNorm(dim)
+def _actnorm(dim: int, context_dim: int = 0) -> T.FlowTransform:
+    layer = T.ActNorm(dim, context_dim)
     layer.initialized.fill_(True)
     return layer
 
@@ -164,6 +164,18 @@ def _batch_norm() -> T.FlowTransform:
     layer = T.BatchNorm(3)
     layer.inverse_and_ladj(torch.tensor([[1.0, -20.0, 3.0], [2.0, -20.5, -4.0], [0.5, -19.0, 5.0]]))
     return layer.eval()
+
+
+LINEAR_IN_CONTEXT = {
+    "triangular": partial(T.TriangularLinear, 3),
+    "lu": partial(T.LULinear, 3, torch.tensor([2, 0, 1])),
+    "block-diagonal": partial(T.BlockDiagonalLinear, 4, 2),
+    "orthogonal": partial(T.OrthogonalLinear, 3),
+    "qr": partial(T.QRLinear, 3),
+    "low-rank": partial(T.LowRankLinear, 4, 2),
+    "circulant": partial(T.CirculantLinear, 4),
+    "actnorm": partial(_actnorm, 3),
+}
 
 
 def _embedded() -> T.FlowTransform:
@@ -222,6 +234,10 @@ ZOO: list[Instance] = [
         partial(T.LowRankLinear, 1, 1),
         1,
         exceptions={"gradient:factor": "the basis of a line is 1 or -1, whatever the factor"},
+    ),
+    *(
+        Instance(f"{name}-conditional", partial(make, context_dim=2), make.args[0], 2, exceptions=_permuted if name == "lu" else {})
+        for name, make in LINEAR_IN_CONTEXT.items()
     ),
     Instance("permutation", partial(T.Permutation, torch.tensor([2, 0, 3, 1])), 4, exceptions=_permuted),
     Instance("planar", partial(T.Planar, 4), 4),

@@ -176,7 +176,7 @@ class AutoFlow(AutoContinuous):
             log_scales = layer.log_scale
         else:
             layer = Affine(dim)
-            log_scales = layer.params.bias[0]
+            log_scales = layer.log_scale
         with torch.no_grad():
             log_scales.fill_(log_scale)
         return layer

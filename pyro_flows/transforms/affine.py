@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from ..nets import Hypernetwork
 from .linear import Linear
 
 __all__ = ["Affine"]
@@ -26,30 +28,16 @@ class Affine(Linear):
     """
 
     def __init__(self, dim: int, context_dim: int = 0) -> None:
-        super().__init__(dim, context_dim)
-        self.params = Hypernetwork((2, dim), context_dim)
+        super().__init__(dim, context_dim, log_scale=torch.zeros(dim), shift=torch.zeros(dim))
 
-    def _log_scale(self, context: Tensor | None) -> Tensor:
-        self._check_context(context)
-        return self.params(context)[..., 0, :]
+    def _matrix(self, at: Any) -> Tensor:
+        return at.log_scale.exp().diag_embed()
 
-    def weight(self, context: Tensor | None = None) -> Tensor:
-        """The diagonal matrix, of shape ``(*batch, D, D)`` for a context of shape ``(*batch, context_dim)``."""
-        return self._log_scale(context).exp().diag_embed()
+    def _log_det(self, at: Any) -> Tensor:
+        return at.log_scale.sum(-1)
 
-    def logabsdet(self, context: Tensor | None = None) -> Tensor:
-        r""":math:`\log|\det W|`, of the context's batch shape."""
-        return self._log_scale(context).sum(-1)
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
+        return x * at.log_scale.exp()
 
-    def solve(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """The ``x`` with :math:`W x = y` (no shift)."""
-        y, context = self._check(y, context)
-        return y * (-self._log_scale(context)).exp()
-
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.params(context).unbind(-2)
-        return x * log_scale.exp() + shift, log_scale.sum(-1).expand(x.shape[:-1])
-
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.params(context).unbind(-2)
-        return (y - shift) * (-log_scale).exp(), -log_scale.sum(-1).expand(y.shape[:-1])
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
+        return y * (-at.log_scale).exp()

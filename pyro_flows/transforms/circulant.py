@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ class CirculantLinear(Linear):
 
     Args:
         dim: number of coordinates :math:`D`.
+        context_dim: size of the context that all parameters may depend on (linearly); 0 for none.
 
     Cost: :math:`O(D \log D)` a point in both directions. Starts at the identity.
 
@@ -36,22 +39,21 @@ class CirculantLinear(Linear):
                 [0.6250, 1.3750, 0.6250, 0.3750]])
     """
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.log_gain, self.phase = nn.Parameter(torch.zeros(dim // 2 + 1)), nn.Parameter(torch.zeros((dim - 1) // 2))
-        self.shift = nn.Parameter(torch.zeros(dim))
+    def __init__(self, dim: int, context_dim: int = 0) -> None:
+        super().__init__(dim, context_dim, log_gain=torch.zeros(dim // 2 + 1), phase=torch.zeros((dim - 1) // 2), shift=torch.zeros(dim))
 
-    def logabsdet(self) -> Tensor:
-        return self.log_gain.sum() + self.log_gain[1 : 1 + len(self.phase)].sum()  # all but the real frequencies stand for two
+    def _log_det(self, at: Any) -> Tensor:
+        twice = at.log_gain[..., 1 : 1 + at.phase.shape[-1]]  # all but the real frequencies stand for two
+        return at.log_gain.sum(-1) + twice.sum(-1)
 
     def _filter(self, x: Tensor, log_gain: Tensor, phase: Tensor) -> Tensor:
         if x.numel() == 0:  # which not every FFT library takes
             return x
-        turned = nn.functional.pad(phase, (1, len(log_gain) - 1 - len(phase)))
+        turned = nn.functional.pad(phase, (1, log_gain.shape[-1] - 1 - phase.shape[-1]))
         return torch.fft.irfft(torch.fft.rfft(x) * torch.polar(log_gain.exp(), turned), n=self.dim)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return self._filter(x, self.log_gain, self.phase)
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
+        return self._filter(x, at.log_gain, at.phase)
 
-    def _solve(self, y: Tensor) -> Tensor:
-        return self._filter(y, -self.log_gain, -self.phase)
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
+        return self._filter(y, -at.log_gain, -at.phase)

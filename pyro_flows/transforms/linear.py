@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import FlowTransform
 
@@ -21,44 +24,106 @@ def triangular(entries: Tensor, log_diag: Tensor | None = None, upper: bool = Fa
     return unit if log_diag is None else log_diag.exp().unsqueeze(-1) * unit
 
 
+def times(matrix: Tensor, x: Tensor) -> Tensor:
+    """Matrix times vector, ``(*batch, m, n), (*batch, n) -> (*batch, m)``; one matrix serves a whole batch in one product."""
+    return x @ matrix.mT if matrix.dim() == 2 else torch.einsum("...ij,...j->...i", matrix, x)
+
+
 def solve_rows(matrix: Tensor, y: Tensor, upper: bool = False) -> Tensor:
-    """Solve ``matrix x = y`` for the rows of ``y``, ``(*batch, *blocks, D)``, where the triangular ``matrix`` is ``(*blocks, D, D)``."""
-    columns = y.reshape(-1, *matrix.shape[:-1]).movedim(0, -1)
+    """Solve ``matrix x = y`` for the rows of ``y``, with a triangular ``matrix``: ``(*batch, n, n), (*batch, n) -> (*batch, n)``."""
+    points = y.dim() - matrix.dim() + 1  # batch dimensions that share a matrix
+    if points < 0 or y.shape[points:] != matrix.shape[:-1]:
+        return torch.linalg.solve_triangular(matrix, y.unsqueeze(-1), upper=upper).squeeze(-1)
+    columns = y.reshape(math.prod(y.shape[:points]), *matrix.shape[:-1]).movedim(0, -1)
     return torch.linalg.solve_triangular(matrix, columns, upper=upper).movedim(-1, 0).reshape(y.shape)
+
+
+class _At:
+    """The parameters of a layer at a context, as attributes."""  # not types.SimpleNamespace, which torch.compile does not trace
 
 
 class Linear(FlowTransform):
     r"""The base of the linear layers, :math:`y = W x + t`.
 
-    A subclass says how to multiply by :math:`W`, how to solve with it, and its log-determinant; both directions follow. Nothing is kept from one
-    call to the next, so no factor is ever stale.
+    A subclass names its parameters and says, given them, how to multiply by :math:`W`, how to solve with it, and its log-determinant; both
+    directions follow. Nothing is kept from one call to the next, so no factor is ever stale. With a context, each parameter is the free one plus a
+    linear function of the context that starts at zero, and :math:`W` has the context's batch shape.
+
+    Args:
+        dim: number of coordinates :math:`D`.
+        context_dim: size of the context that the parameters may depend on (linearly); 0 for none.
+        initial: the parameters by name, as they start.
     """
 
     shift: Tensor
 
-    def _multiply(self, x: Tensor) -> Tensor:
+    def __init__(self, dim: int, context_dim: int = 0, **initial: Tensor) -> None:
+        super().__init__(dim, context_dim)
+        for name, value in initial.items():
+            self.register_parameter(name, nn.Parameter(value))
+        self._shapes = {name: value.shape for name, value in initial.items()}
+        self.by_context = nn.Linear(context_dim, sum(map(math.prod, self._shapes.values())), bias=False) if context_dim else None
+        if self.by_context is not None:
+            nn.init.zeros_(self.by_context.weight)
+
+    def _at(self, context: Tensor | None) -> Any:
+        """What has the parameters as attributes: the layer itself or, at a context, the values there, ``(*batch, *shape)``."""
+        if self.by_context is None or context is None:
+            return self
+        moves = self.by_context(context).split([math.prod(shape) for shape in self._shapes.values()], -1)
+        batch, at = context.shape[:-1], _At()
+        for (name, shape), move in zip(self._shapes.items(), moves, strict=True):
+            setattr(at, name, getattr(self, name) + move.reshape(batch + shape))
+        return at
+
+    def _check(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        value, wide = super()._check(value, context)
+        if context is None or wide is None:
+            return value, None
+        # Not repeated for each point: that would make a matrix for each, where one context has one.
+        return value, context.reshape(-1) if context.numel() == self.context_dim else context
+
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _solve(self, y: Tensor) -> Tensor:
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _offset(self) -> Tensor:
-        return self.shift
-
-    def logabsdet(self) -> Tensor:
-        r""":math:`\log|\det W|`, a scalar."""
+    def _log_det(self, at: Any) -> Tensor:
         raise NotImplementedError
 
-    def weight(self) -> Tensor:
-        """The matrix :math:`W`, of shape ``(D, D)``."""
-        return self._multiply(eye_like(self._offset())).mT
+    def _matrix(self, at: Any) -> Tensor:
+        shift = self._offset(at)
+        batch, units = shift.shape[:-1], eye_like(shift)
+        if not batch:
+            return self._multiply(at, units).mT
+        units = units.view(self.dim, *(1 for _ in batch), self.dim).expand(self.dim, *batch, self.dim)
+        return self._multiply(at, units).movedim(0, -1)
 
-    def solve(self, y: Tensor) -> Tensor:
-        """The ``x`` with :math:`W x = y` (no shift), of ``y``'s shape ``(*batch, D)``; raises as a call with ``y`` does."""
-        return self._solve(self._check(y, None)[0])
+    def _offset(self, at: Any) -> Tensor:
+        return at.shift
+
+    def _asked(self, context: Tensor | None) -> Any:
+        self._check_context(context)
+        return self._at(context)
+
+    def logabsdet(self, context: Tensor | None = None) -> Tensor:
+        r""":math:`\log|\det W|`, a scalar or of the context's batch shape."""
+        return self._log_det(self._asked(context))
+
+    def weight(self, context: Tensor | None = None) -> Tensor:
+        """The matrix :math:`W`, of shape ``(D, D)``, or ``(*batch, D, D)`` for a context of shape ``(*batch, context_dim)``."""
+        return self._matrix(self._asked(context))
+
+    def solve(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """The ``x`` with :math:`W x = y` (no shift), ``y``'s batch and the context's broadcast; raises as a call with ``y`` does."""
+        y, context = self._check(y, context)
+        return self._solve(self._at(context), y)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._multiply(x) + self._offset(), self.logabsdet().expand(x.shape[:-1])
+        at = self._at(context)
+        return self._multiply(at, x) + self._offset(at), self._log_det(at).expand(x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._solve(y - self._offset()), -self.logabsdet().expand(y.shape[:-1])
+        at = self._at(context)
+        return self._solve(at, y - self._offset(at)), -self._log_det(at).expand(y.shape[:-1])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import OptionError
-from .linear import Linear, eye_like
+from .linear import Linear, eye_like, times
 
 __all__ = ["LowRankLinear"]
 
@@ -21,36 +23,42 @@ class LowRankLinear(Linear):
     Args:
         dim: number of coordinates :math:`D`.
         rank: rank :math:`r`, between 1 and ``dim``.
+        context_dim: size of the context that all parameters may depend on (linearly); 0 for none.
 
-    Cost: :math:`O(Dr)` a point in both directions, and :math:`O(Dr^2)` once a call. Starts at the identity.
+    Cost: :math:`O(Dr)` a point in both directions, and :math:`O(Dr^2)` once a call (a context). Starts at the identity.
     """
 
-    def __init__(self, dim: int, rank: int = 4) -> None:
-        super().__init__(dim)
-        if not 1 <= rank <= dim:
-            raise OptionError(f"LowRankLinear: rank must lie between 1 and dim={dim}, got {rank}")
+    def __init__(self, dim: int, rank: int = 4, context_dim: int = 0) -> None:
+        if not isinstance(rank, int) or not 1 <= rank <= dim:
+            raise OptionError(f"LowRankLinear: rank must lie between 1 and dim={dim}, got {rank!r}")
+        super().__init__(
+            dim,
+            context_dim,
+            log_scale=torch.zeros(dim),
+            shift=torch.zeros(dim),
+            log_stretch=torch.zeros(rank),
+            factor=torch.randn(dim, rank) / dim**0.5,
+        )
         self.rank = rank
-        self.log_scale, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
-        self.log_stretch, self.factor = nn.Parameter(torch.zeros(rank)), nn.Parameter(torch.randn(dim, rank) / dim**0.5)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}"
 
-    def _basis(self) -> Tensor:
-        return torch.linalg.qr(self.factor).Q
+    def _basis(self, at: Any) -> Tensor:
+        return torch.linalg.qr(at.factor).Q
 
-    def weight(self) -> Tensor:
-        q = self._basis()
-        return self.log_scale.exp().unsqueeze(-1) * (eye_like(q.mT) + (q * self.log_stretch.expm1()) @ q.mT)
+    def _matrix(self, at: Any) -> Tensor:
+        q = self._basis(at)
+        return at.log_scale.exp().unsqueeze(-1) * (eye_like(q.mT) + (q * at.log_stretch.expm1().unsqueeze(-2)) @ q.mT)
 
-    def logabsdet(self) -> Tensor:
-        return self.log_scale.sum() + self.log_stretch.sum()
+    def _log_det(self, at: Any) -> Tensor:
+        return at.log_scale.sum(-1) + at.log_stretch.sum(-1)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        q = self._basis()
-        return (x + ((x @ q) * self.log_stretch.expm1()) @ q.mT) * self.log_scale.exp()
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
+        q = self._basis(at)
+        return (x + times(q, times(q.mT, x) * at.log_stretch.expm1())) * at.log_scale.exp()
 
-    def _solve(self, y: Tensor) -> Tensor:
-        q = self._basis()
-        x = y * (-self.log_scale).exp()
-        return x + ((x @ q) * (-self.log_stretch).expm1()) @ q.mT
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
+        q = self._basis(at)
+        x = y * (-at.log_scale).exp()
+        return x + times(q, times(q.mT, x) * (-at.log_stretch).expm1())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import OptionError
-from .linear import Linear, solve_rows, triangular
+from .linear import Linear, solve_rows, times, triangular
 from .permutation import check_order
 
 __all__ = ["LULinear", "BlockDiagonalLinear"]
@@ -15,24 +17,23 @@ __all__ = ["LULinear", "BlockDiagonalLinear"]
 class _LU(Linear):
     """Holds the factors ``L`` and ``U`` of a matrix or of a stack of them, of shape ``(*blocks, size, size)``."""
 
-    def __init__(self, dim: int, *shape: int) -> None:
-        super().__init__(dim)
-        self.lower, self.upper = nn.Parameter(torch.zeros(*shape, shape[-1])), nn.Parameter(torch.zeros(*shape, shape[-1]))
-        self.log_diag, self.shift = nn.Parameter(torch.zeros(*shape)), nn.Parameter(torch.zeros(dim))
+    def __init__(self, dim: int, context_dim: int, *shape: int) -> None:
+        square = (*shape, shape[-1])
+        super().__init__(dim, context_dim, lower=torch.zeros(square), upper=torch.zeros(square), log_diag=torch.zeros(shape), shift=torch.zeros(dim))
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        return triangular(self.lower), triangular(self.upper, self.log_diag, upper=True)
+    def _factors(self, at: Any) -> tuple[Tensor, Tensor]:
+        return triangular(at.lower), triangular(at.upper, at.log_diag, upper=True)
 
-    def _product(self) -> Tensor:
-        lower, upper = self._factors()
+    def _product(self, at: Any) -> Tensor:
+        lower, upper = self._factors(at)
         return lower @ upper
 
-    def _back(self, y: Tensor) -> Tensor:
-        lower, upper = self._factors()
+    def _back(self, at: Any, y: Tensor) -> Tensor:
+        lower, upper = self._factors(at)
         return solve_rows(upper, solve_rows(lower, y), upper=True)
 
-    def logabsdet(self) -> Tensor:
-        return self.log_diag.sum()
+    def _log_det(self, at: Any) -> Tensor:
+        return at.log_diag.sum(-1)
 
 
 class LULinear(_LU):
@@ -44,9 +45,10 @@ class LULinear(_LU):
     Args:
         dim: number of coordinates :math:`D`.
         permutation: the fixed permutation, a tensor of the integers ``0 .. D-1``; the identity when omitted.
+        context_dim: size of the context that all parameters may depend on (linearly); 0 for none.
 
-    Cost: :math:`O(D^2)` a point in both directions (two triangular solves back), and :math:`O(D^3)` once a call forward, to multiply the factors.
-    Starts at the permutation alone.
+    Cost: :math:`O(D^2)` a point in both directions (two triangular solves back), and :math:`O(D^3)` once a call (a context) forward, to
+    multiply the factors. Starts at the permutation alone.
 
     Raises:
         ShapeError: ``permutation`` does not hold each of ``0 .. D-1`` once.
@@ -56,19 +58,19 @@ class LULinear(_LU):
 
     order: Tensor
 
-    def __init__(self, dim: int, permutation: Tensor | None = None) -> None:
-        super().__init__(dim, dim)
+    def __init__(self, dim: int, permutation: Tensor | None = None, context_dim: int = 0) -> None:
+        super().__init__(dim, context_dim, dim)
         order = torch.arange(dim) if permutation is None else permutation
         self.register_buffer("order", check_order(order, dim, "LULinear: permutation"))
 
-    def weight(self) -> Tensor:
-        return self._product()[self.order]
+    def _matrix(self, at: Any) -> Tensor:
+        return self._product(at).index_select(-2, self.order)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return x @ self.weight().mT
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
+        return times(self._matrix(at), x)
 
-    def _solve(self, y: Tensor) -> Tensor:
-        return self._back(y[..., self.order.argsort()])
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
+        return self._back(at, y[..., self.order.argsort()])
 
 
 class BlockDiagonalLinear(_LU):
@@ -80,8 +82,9 @@ class BlockDiagonalLinear(_LU):
     Args:
         dim: number of coordinates :math:`D`.
         block_size: coordinates a block, :math:`c`, a divisor of ``dim``.
+        context_dim: size of the context that all parameters may depend on (linearly); 0 for none.
 
-    Cost: :math:`O(Dc)` a point in both directions, and :math:`O(Dc^2)` once a call. Starts at the identity.
+    Cost: :math:`O(Dc)` a point in both directions, and :math:`O(Dc^2)` once a call (a context). Starts at the identity.
 
     Raises:
         OptionError: ``block_size`` does not divide ``dim``.
@@ -91,20 +94,24 @@ class BlockDiagonalLinear(_LU):
         torch.Size([3, 2, 2])
     """
 
-    def __init__(self, dim: int, block_size: int) -> None:
+    def __init__(self, dim: int, block_size: int, context_dim: int = 0) -> None:
         if not isinstance(block_size, int) or block_size < 1 or dim % block_size:
             raise OptionError(f"BlockDiagonalLinear: block_size must divide dim={dim}, got {block_size!r}")
-        super().__init__(dim, dim // block_size, block_size)
+        super().__init__(dim, context_dim, dim // block_size, block_size)
         self.block_size = block_size
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, block_size={self.block_size}"
 
-    def weight(self) -> Tensor:
-        return torch.block_diag(*self._product())
+    def _log_det(self, at: Any) -> Tensor:
+        return super()._log_det(at).sum(-1)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return (self._product() @ x.unflatten(-1, self.log_diag.shape).unsqueeze(-1)).squeeze(-1).flatten(-2)
+    def _matrix(self, at: Any) -> Tensor:
+        blocks = self._product(at).movedim(-3, -1).diag_embed(dim1=-4, dim2=-2)  # (..., block, row, block, column)
+        return blocks.flatten(-2).flatten(-3, -2)
 
-    def _solve(self, y: Tensor) -> Tensor:
-        return self._back(y.unflatten(-1, self.log_diag.shape)).flatten(-2)
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
+        return (self._product(at) @ x.unflatten(-1, self.log_diag.shape).unsqueeze(-1)).squeeze(-1).flatten(-2)
+
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
+        return self._back(at, y.unflatten(-1, self.log_diag.shape)).flatten(-2)

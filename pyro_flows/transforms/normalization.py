@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ModelError, OptionError
 from ..numerics.introspection import is_traced
+from .affine import Affine
 from .linear import Linear
 
 __all__ = ["ActNorm", "BatchNorm"]
@@ -33,7 +36,7 @@ def _statistics(layer: Linear, value: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(var.sqrt() > 8 * noise, var, 1.0)
 
 
-class ActNorm(Linear):
+class ActNorm(Affine):
     r"""Moves and scales every coordinate, :math:`y = e^{s} \odot x + t`, where the first batch decides where :math:`s` and :math:`t` start.
 
     The first batch of at least two points that passes in training mode, in either direction, sets the parameters so that what comes out has mean 0
@@ -46,6 +49,7 @@ class ActNorm(Linear):
 
     Args:
         dim: number of coordinates :math:`D`.
+        context_dim: size of the context that :math:`s` and :math:`t` may depend on (linearly, from zero, so that the first batch is normalised); 0 for none.
 
     Cost: :math:`O(D)` a point in both directions. Starts at the identity, until it sees data.
 
@@ -66,9 +70,8 @@ class ActNorm(Linear):
 
     initialized: Tensor
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.log_scale, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+    def __init__(self, dim: int, context_dim: int = 0) -> None:
+        super().__init__(dim, context_dim)
         self.register_buffer("initialized", torch.tensor(False))
 
     @torch.no_grad()
@@ -81,22 +84,13 @@ class ActNorm(Linear):
         self.shift.copy_(mean if inverse else -mean * (-log_std).exp())
         self.initialized.fill_(True)
 
-    def logabsdet(self) -> Tensor:
-        return self.log_scale.sum()
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        return x * self.log_scale.exp()
-
-    def _solve(self, y: Tensor) -> Tensor:
-        return y * (-self.log_scale).exp()
-
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._look(x, inverse=False)
-        return super().forward_and_ladj(x)
+        return super().forward_and_ladj(x, context)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._look(y, inverse=True)
-        return super().inverse_and_ladj(y)
+        return super().inverse_and_ladj(y, context)
 
 
 class BatchNorm(Linear):
@@ -129,11 +123,10 @@ class BatchNorm(Linear):
     batches: Tensor
 
     def __init__(self, dim: int, momentum: float = 0.1) -> None:
-        super().__init__(dim)
+        super().__init__(dim, log_scale=torch.zeros(dim), shift=torch.zeros(dim))
         if not 0 < momentum <= 1:
             raise OptionError(f"BatchNorm: momentum must lie in (0, 1], got {momentum!r}")
         self.momentum = momentum
-        self.log_scale, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
         self.register_buffer("batches", torch.tensor(0))
@@ -153,16 +146,16 @@ class BatchNorm(Linear):
     def _log_scale(self) -> Tensor:
         return self.log_scale + 0.5 * self.running_var.log()
 
-    def _offset(self) -> Tensor:
+    def _offset(self, at: Any) -> Tensor:
         return self.running_mean + self.running_var.sqrt() * self.shift
 
-    def logabsdet(self) -> Tensor:
+    def _log_det(self, at: Any) -> Tensor:
         return self._log_scale().sum()
 
-    def _multiply(self, x: Tensor) -> Tensor:
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
         return x * self._log_scale().exp()
 
-    def _solve(self, y: Tensor) -> Tensor:
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
         return y * (-self._log_scale()).exp()
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

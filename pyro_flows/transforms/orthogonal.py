@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import OptionError
-from .linear import Linear, eye_like, solve_rows, triangular
+from .linear import Linear, eye_like, solve_rows, times, triangular
 
 __all__ = ["OrthogonalLinear", "QRLinear"]
 
 
 def reflect(vectors: Tensor, x: Tensor, inverse: bool = False) -> Tensor:
-    r"""Multiply the rows of ``x``, ``(*batch, D)``, by :math:`Q = H_1 \cdots H_K` or its transpose; ``vectors``, ``(K, D)``, has the normals.
+    r"""Multiply the rows of ``x``, ``(*batch, D)``, by :math:`Q = H_1 \cdots H_K` or its transpose; ``vectors``, ``(*batch, K, D)``, has the normals.
 
     With unit normals as the rows of :math:`U`, the product is :math:`I - U^\top S^{-1} U`, where :math:`S` is the upper triangle of
     :math:`U U^\top` with its diagonal halved: two matrix products in place of :math:`K` reflections in a row.
@@ -21,15 +23,16 @@ def reflect(vectors: Tensor, x: Tensor, inverse: bool = False) -> Tensor:
     unit = normalize(vectors, dim=-1)
     gram = unit @ unit.mT
     half = gram.triu(1) + 0.5 * eye_like(gram)
-    return x - x @ unit.mT @ torch.linalg.solve_triangular(half if inverse else half.mT, unit, upper=inverse)
+    solved = torch.linalg.solve_triangular(half if inverse else half.mT, unit, upper=inverse)
+    return x - times(solved.mT, times(unit, x))
 
 
-def normals(dim: int, reflections: int | None, name: str) -> nn.Parameter:
+def normals(dim: int, reflections: int | None, name: str) -> Tensor:
     """Random normals in equal pairs, whose reflections undo each other: a product that starts at the identity, ready to turn."""
     count = dim - dim % 2 if reflections is None else reflections
     if not isinstance(count, int) or count < 0 or count % 2:
         raise OptionError(f"{name}: reflections must be an even number, so that the layer can start at the identity, got {reflections!r}")
-    return nn.Parameter(torch.randn(count // 2, dim).div(dim**0.5).repeat_interleave(2, 0))
+    return torch.randn(count // 2, dim).div(dim**0.5).repeat_interleave(2, 0)
 
 
 class OrthogonalLinear(Linear):
@@ -41,9 +44,10 @@ class OrthogonalLinear(Linear):
     Args:
         dim: number of coordinates :math:`D`.
         reflections: number of reflections :math:`K`, even; by default the largest even number up to ``dim``, which reaches every rotation.
+        context_dim: size of the context that all parameters may depend on (linearly); 0 for none.
 
-    Cost: :math:`O(KD)` a point in both directions, and :math:`O(K^2 D)` once a call, all in matrix products: the reflections are accumulated as
-    :math:`I - U^\top S^{-1} U` with a triangular :math:`S`. Starts at the identity, from normals in equal pairs.
+    Cost: :math:`O(KD)` a point in both directions, and :math:`O(K^2 D)` once a call (a context), all in matrix products: the reflections are
+    accumulated as :math:`I - U^\top S^{-1} U` with a triangular :math:`S`. Starts at the identity, from normals in equal pairs.
 
     Raises:
         OptionError: ``reflections`` is not an even number.
@@ -56,21 +60,22 @@ class OrthogonalLinear(Linear):
         tensor(0.)
     """
 
-    def __init__(self, dim: int, reflections: int | None = None) -> None:
-        super().__init__(dim)
-        self.vectors, self.shift = normals(dim, reflections, "OrthogonalLinear"), nn.Parameter(torch.zeros(dim))
+    vectors: Tensor
+
+    def __init__(self, dim: int, reflections: int | None = None, context_dim: int = 0) -> None:
+        super().__init__(dim, context_dim, vectors=normals(dim, reflections, "OrthogonalLinear"), shift=torch.zeros(dim))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, reflections={len(self.vectors)}"
 
-    def logabsdet(self) -> Tensor:
-        return self.shift.new_zeros(())
+    def _log_det(self, at: Any) -> Tensor:
+        return at.shift.new_zeros(at.shift.shape[:-1])
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return reflect(self.vectors, x)
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
+        return reflect(at.vectors, x)
 
-    def _solve(self, y: Tensor) -> Tensor:
-        return reflect(self.vectors, y, inverse=True)
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
+        return reflect(at.vectors, y, inverse=True)
 
 
 class QRLinear(Linear):
@@ -82,8 +87,10 @@ class QRLinear(Linear):
     Args:
         dim: number of coordinates :math:`D`.
         reflections: number of reflections :math:`K` in :math:`Q`, even; by default the largest even number up to ``dim``.
+        context_dim: size of the context that all parameters may depend on (linearly); 0 for none.
 
-    Cost: :math:`O(D^2 + KD)` a point in both directions (a triangular solve back), and :math:`O(K^2 D)` once a call. Starts at the identity.
+    Cost: :math:`O(D^2 + KD)` a point in both directions (a triangular solve back), and :math:`O(K^2 D)` once a call (a context). Starts at the
+    identity.
 
     Raises:
         OptionError: ``reflections`` is not an even number.
@@ -91,22 +98,23 @@ class QRLinear(Linear):
     Reference: Emerging convolutions for generative normalizing flows (Hoogeboom et al., 2019), https://arxiv.org/abs/1901.11137
     """
 
-    def __init__(self, dim: int, reflections: int | None = None) -> None:
-        super().__init__(dim)
-        self.vectors, self.upper = normals(dim, reflections, "QRLinear"), nn.Parameter(torch.zeros(dim, dim))
-        self.log_diag, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+    vectors: Tensor
+
+    def __init__(self, dim: int, reflections: int | None = None, context_dim: int = 0) -> None:
+        vectors = normals(dim, reflections, "QRLinear")
+        super().__init__(dim, context_dim, vectors=vectors, upper=torch.zeros(dim, dim), log_diag=torch.zeros(dim), shift=torch.zeros(dim))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, reflections={len(self.vectors)}"
 
-    def _factor(self) -> Tensor:
-        return triangular(self.upper, self.log_diag, upper=True)
+    def _factor(self, at: Any) -> Tensor:
+        return triangular(at.upper, at.log_diag, upper=True)
 
-    def logabsdet(self) -> Tensor:
-        return self.log_diag.sum()
+    def _log_det(self, at: Any) -> Tensor:
+        return at.log_diag.sum(-1)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return reflect(self.vectors, x @ self._factor().mT)
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
+        return reflect(at.vectors, times(self._factor(at), x))
 
-    def _solve(self, y: Tensor) -> Tensor:
-        return solve_rows(self._factor(), reflect(self.vectors, y, inverse=True), upper=True)
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
+        return solve_rows(self._factor(at), reflect(at.vectors, y, inverse=True), upper=True)

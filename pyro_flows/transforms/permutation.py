@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,21 +54,21 @@ class Permutation(Linear):
         """A permutation drawn uniformly, from ``generator`` or from torch's global one."""
         return cls(torch.randperm(dim, generator=generator))
 
-    def weight(self) -> Tensor:
+    def _matrix(self, at: Any) -> Tensor:
         return torch.eye(self.dim, device=self.order.device)[self.order]
 
-    def logabsdet(self) -> Tensor:
+    def _log_det(self, at: Any) -> Tensor:
         return torch.zeros((), device=self.order.device)
 
-    def _multiply(self, x: Tensor) -> Tensor:
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
         return x.index_select(-1, self.order)
 
-    def _solve(self, y: Tensor) -> Tensor:
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
         return y.index_select(-1, self.back)
 
     # Neither a shift nor a dtype of its own: points keep theirs.
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._multiply(x), x.new_zeros(x.shape[:-1])
+        return self._multiply(self, x), x.new_zeros(x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._solve(y), y.new_zeros(y.shape[:-1])
+        return self._solve(self, y), y.new_zeros(y.shape[:-1])

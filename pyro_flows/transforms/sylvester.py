@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..errors import OptionError
 from ..nets import Hypernetwork
 from .base import FlowTransform
+from .linear import times
 from .planar import above_minus_one, unbend
 
 __all__ = ["Sylvester"]
@@ -89,12 +90,12 @@ class Sylvester(FlowTransform):
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, r, s, b, rho = self._parts(context, x)
-        h = (_times(s, _times(q.mT, x)) + b).tanh()
-        return x + _times(q, _times(r, h)), (rho * (1 - h * h)).log1p().sum(-1)
+        h = (times(s, times(q.mT, x)) + b).tanh()
+        return x + times(q, times(r, h)), (rho * (1 - h * h)).log1p().sum(-1)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, r, s, b, rho = self._parts(context, y)
-        rest = _times(q.mT, y)  # of z + R h once the terms of the known coordinates are taken away
+        rest = times(q.mT, y)  # of z + R h once the terms of the known coordinates are taken away
         offset = b.expand(rest.shape)  # of a = S z + b, those terms added
         found = []
         for i in reversed(range(self.rank)):
@@ -104,9 +105,4 @@ class Sylvester(FlowTransform):
             rest = rest - r[..., :, i] * h.unsqueeze(-1)
             offset = offset + s[..., :, i] * z.unsqueeze(-1)
         h = torch.stack(found[::-1], -1)
-        return y - _times(q, _times(r, h)), -(rho * (1 - h * h)).log1p().sum(-1)
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Matrix times vector; a matrix without batch dimensions serves the whole batch in one product."""
-    return torch.einsum("...ij,...j->...i", matrix, vector)
+        return y - times(q, times(r, h)), -(rho * (1 - h * h)).log1p().sum(-1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ShapeError
-from .linear import Linear, solve_rows, triangular
+from .linear import Linear, solve_rows, times, triangular
 
 __all__ = ["TriangularLinear", "Standardize"]
 
@@ -19,6 +21,7 @@ class TriangularLinear(Linear):
 
     Args:
         dim: number of coordinates :math:`D`.
+        context_dim: size of the context that all parameters may depend on (linearly); 0 for none.
 
     Cost: :math:`O(D^2)` a point in both directions (a triangular solve back). Starts at the identity.
 
@@ -28,21 +31,20 @@ class TriangularLinear(Linear):
                 [0., 1.]], grad_fn=<MulBackward0>)
     """
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.log_diag, self.lower, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim, dim)), nn.Parameter(torch.zeros(dim))
+    def __init__(self, dim: int, context_dim: int = 0) -> None:
+        super().__init__(dim, context_dim, log_diag=torch.zeros(dim), lower=torch.zeros(dim, dim), shift=torch.zeros(dim))
 
-    def weight(self) -> Tensor:
-        return triangular(self.lower, self.log_diag)
+    def _matrix(self, at: Any) -> Tensor:
+        return triangular(at.lower, at.log_diag)
 
-    def logabsdet(self) -> Tensor:
-        return self.log_diag.sum()
+    def _log_det(self, at: Any) -> Tensor:
+        return at.log_diag.sum(-1)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return x @ self.weight().mT
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
+        return times(self._matrix(at), x)
 
-    def _solve(self, y: Tensor) -> Tensor:
-        return solve_rows(self.weight(), y)
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
+        return solve_rows(self._matrix(at), y)
 
 
 class Standardize(Linear):
@@ -78,17 +80,17 @@ class Standardize(Linear):
             raise ShapeError("Standardize: scale_tril must have a positive diagonal")
         self.loc.copy_(loc), self.scale_tril.copy_(scale_tril.tril())
 
-    def weight(self) -> Tensor:
+    def _matrix(self, at: Any) -> Tensor:
         return self.scale_tril
 
-    def logabsdet(self) -> Tensor:
+    def _log_det(self, at: Any) -> Tensor:
         return self.scale_tril.diagonal().log().sum()
 
-    def _offset(self) -> Tensor:
+    def _offset(self, at: Any) -> Tensor:
         return self.loc
 
-    def _multiply(self, x: Tensor) -> Tensor:
+    def _multiply(self, at: Any, x: Tensor) -> Tensor:
         return x @ self.scale_tril.mT
 
-    def _solve(self, y: Tensor) -> Tensor:
+    def _solve(self, at: Any, y: Tensor) -> Tensor:
         return solve_rows(self.scale_tril, y)
