@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import vjp, vmap
 
-__all__ = ["batch_jacobian", "log_det", "estimate_log_det", "roulette_weights", "hutchinson_trace"]
+__all__ = ["batch_jacobian", "log_det", "estimate_log_det", "Roulette", "hutchinson_trace"]
 
 Map = Callable[..., Tensor]
 
@@ -40,32 +40,45 @@ def hutchinson_trace(f: Map, x: Tensor, probe: Tensor) -> Tensor:
     return (vjp(f, x)[1](probe)[0] * probe).sum(-1)
 
 
-def roulette_weights(exact_terms: int = 2, mean: float = 2.0) -> list[float]:
-    r"""Weights of the terms of a series that make its cut at a random place unbiased (Russian roulette).
+class Roulette:
+    r"""Cuts a series at a random place without bias (Russian roulette), where the sizes of its terms say that little is left.
 
-    The series is cut after :math:`N = n + \mathrm{Poisson}(m)` terms; term :math:`k` has weight :math:`1 / P(N \ge k)`, which is 1 for the first
-    ``exact_terms`` = :math:`n`. The number of terms is the length of the list, drawn from torch's generator. Where values cannot be looked at
-    (``vmap``, ``make_fx``, ``torch.compile``) it cannot be random, and 20 terms of weight 1 are the answer.
+    After :math:`n` terms that are always there, term :math:`k + 1` follows term :math:`k` with the probability that makes
 
-    Unbiased does not mean accurate: Poisson tails fall faster than any power, so the weights of late terms are huge and rare, and the variance is
-    infinite. Where the Jacobian has an eigenvalue near -1 an average of any practical size falls short: for ``log(1 - 0.9)`` = -2.303 the mean of
-    20,000 draws was -2.20 from 2 exact terms and -2.294 from 20; for ``log(1 - 0.97)`` = -3.507 it was -2.85 and -3.28.
+    .. math:: S_{k+1} = P(N \ge k + 1) = \min(S_k,\ u_k / u_{n-1}), \qquad S_n = 1,
+
+    where :math:`u_k` is the size of term :math:`k`, and it has weight :math:`1 / S_{k+1}`. That is unbiased, since a decision depends only on what
+    went before. If the terms shrink by a factor :math:`L < 1` at least, each weighted term stays below :math:`L u_{n-1}` and :math:`N` has
+    exponential tails: **the variance is finite**, for every such series. (A cut at a Poisson place has infinite variance whenever the terms shrink
+    geometrically.) Probabilities proportional to the sizes are those of least variance for a given cost.
+
+    Args:
+        start: the size :math:`u_{n-1}`.
+
+    Cost: terms that shrink by a constant factor :math:`\rho` are :math:`n + \rho / (1 - \rho)` in the mean; each beyond :math:`n` takes one number
+    from torch's generator.
+
+    Reference: Unbiased estimation with square root convergence for SDE models (Rhee & Glynn, 2015), https://doi.org/10.1287/opre.2015.1404
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> roulette = Roulette(1.0)
+        >>> [roulette.next_weight(size) for size in (0.5, 0.25, 0.125)]
+        [2.0, 0.0, 0.0]
     """
-    if torch.compiler.is_compiling():
-        return [1.0] * MANY_TERMS
-    try:
-        extra = int(torch.poisson(torch.tensor(mean)))
-    except RuntimeError:
-        return [1.0] * MANY_TERMS
-    weights, density, tail = [1.0] * exact_terms, math.exp(-mean), 1.0
-    for k in range(extra):
-        tail -= density  # P(Poisson >= k + 1)
-        density *= mean / (k + 1)
-        weights.append(1.0 / tail)
-    return weights
+
+    def __init__(self, start: float) -> None:
+        self.start, self.survival = start, 1.0
+
+    def next_weight(self, size: float) -> float:
+        """The weight of the next term, given the size of the last one; 0 ends the series."""
+        # A size that is not in between: the rest is zero, or not a number, as the sum already is.
+        survival = min(self.survival, size / self.start) if 0 < size < math.inf else 0.0
+        self.survival = survival if self.survival * torch.rand(()).item() < survival else 0.0
+        return 1 / self.survival if self.survival else 0.0
 
 
-def estimate_log_det(f: Map, x: Tensor, params: Sequence[Tensor], probe: Tensor, weights: Sequence[float]) -> Tensor:
+def estimate_log_det(f: Map, x: Tensor, params: Sequence[Tensor], probe: Tensor, terms: int = 2, roulette: bool = True) -> Tensor:
     r"""Estimate :math:`\log|\det(I + J)|`, :math:`J = \partial f/\partial x`, of each row, for a contraction ``f(x, *params)``.
 
     .. math:: \log\det(I + J) = \sum_{k \ge 1} \frac{(-1)^{k+1}}{k} \operatorname{tr} J^k
@@ -77,8 +90,11 @@ def estimate_log_det(f: Map, x: Tensor, params: Sequence[Tensor], probe: Tensor,
         x: points of shape ``(*batch, D)``.
         params: every tensor besides ``x`` that the gradient is wanted of.
         probe: random ``v`` of shape ``(*batch, D)`` with :math:`E vv^\top = I`.
-        weights: the :math:`c_k`: from :func:`roulette_weights` value and gradient are unbiased; ones cut the series, with an error
-            below :math:`D L^{N+1} / ((N + 1)(1 - L))`, where :math:`L` is the Lipschitz constant.
+        terms: the number :math:`n \ge 1` of terms of weight :math:`c_k = 1`.
+        roulette: let a :class:`Roulette` go on from there, by the largest :math:`\lVert J^{\top k} v \rVert / \lVert v \rVert` of the rows: value and
+            gradient are unbiased and of finite variance. Otherwise the series ends, with an error below
+            :math:`D L^{N+1} / ((N + 1)(1 - L))`, where :math:`L` is the Lipschitz constant. Where values cannot be looked at (``vmap``, ``make_fx``,
+            ``torch.compile``) the number of terms cannot be random: it is 20.
 
     Cost: ``N`` vjps; backward, three more. The gradient is the Neumann series' and is weighted row by row; no graph is kept, so memory does not
     grow with ``N``. It has no second derivative: asking for one raises.
@@ -88,21 +104,39 @@ def estimate_log_det(f: Map, x: Tensor, params: Sequence[Tensor], probe: Tensor,
     """
     if torch.compiler.is_compiling():  # where Dynamo refuses autograd functions of this kind; no second derivative exists there either
         with torch.no_grad():
-            value, neumann = _series(f, weights, probe, x, *params)
+            value, neumann = _series(f, terms, roulette, probe, x, *params)
         slope = _last_term(f, neumann, probe, x, *params)
         return value + slope - slope.detach()
-    return _Estimate.apply(f, tuple(weights), probe, x, *params)[0]
+    return _Estimate.apply(f, terms, roulette, probe, x, *params)[0]
 
 
-def _series(f: Map, weights: Sequence[float], probe: Tensor, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+def _size(term: Tensor, lengths: Tensor) -> float | None:
+    """The largest length of a row in units of the probe's, or ``None`` where values cannot be looked at."""
+    if torch.compiler.is_compiling():
+        return None
+    ratios = torch.linalg.vector_norm(term, dim=-1) / lengths
+    try:
+        return ratios.max().item() if ratios.numel() else 0.0
+    except RuntimeError:
+        return None
+
+
+def _series(f: Map, terms: int, roulette: bool, probe: Tensor, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
     """The estimate, and the Neumann series of the probe, which the gradient needs."""
     pullback = vjp(lambda z: f(z, *params), x)[1]
+    lengths = torch.linalg.vector_norm(probe, dim=-1)
     term = neumann = probe
-    value = torch.zeros_like(x[..., 0])
-    for k, weight in enumerate(weights, 1):
+    value, weight, k, cut = torch.zeros_like(x[..., 0]), 1.0, 1, None
+    while weight:
+        if roulette and k == terms:
+            start = _size(term, lengths)
+            terms, cut = (MANY_TERMS, None) if start is None else (terms, Roulette(start))
         term = -pullback(term)[0]  # (-J^T)^k v
         neumann = neumann + weight * term
         value = value - weight / k * (term * probe).sum(-1)
+        k += 1
+        if k > terms:
+            weight = cut.next_weight(_size(term, lengths) or 0.0) if cut else 0.0
     return value, neumann
 
 
@@ -117,12 +151,12 @@ class _Estimate(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(f: Map, weights: tuple[float, ...], probe: Tensor, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        return _series(f, weights, probe, x, *params)
+    def forward(f: Map, terms: int, roulette: bool, probe: Tensor, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+        return _series(f, terms, roulette, probe, x, *params)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        f, _, probe, x, *params = inputs
+        f, _, _, probe, x, *params = inputs
         ctx.f = f
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], probe, x, *params)
@@ -131,4 +165,4 @@ class _Estimate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         neumann, probe, *point = ctx.saved_tensors
-        return None, None, None, *vjp(lambda *point: _last_term(ctx.f, neumann, probe, *point), *point)[1](grad)
+        return None, None, None, None, *vjp(lambda *point: _last_term(ctx.f, neumann, probe, *point), *point)[1](grad)

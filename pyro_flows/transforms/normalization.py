@@ -49,7 +49,8 @@ class ActNorm(Affine):
 
     Args:
         dim: number of coordinates :math:`D`.
-        context_dim: size of the context that :math:`s` and :math:`t` may depend on (linearly, from zero, so that the first batch is normalised); 0 for none.
+        context_dim: size of the context that :math:`s` and :math:`t` may depend on (linearly, from zero: the first batch is normalised whatever its
+            contexts); 0 for none.
 
     Cost: :math:`O(D)` a point in both directions. Starts at the identity, until it sees data.
 

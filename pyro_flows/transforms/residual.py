@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..nets import LipschitzMLP
 from ..nets.lipschitz import Norm
-from ..numerics import FixedPoint, estimate_log_det, fixed_point, log_det, roulette_weights
+from ..numerics import FixedPoint, estimate_log_det, fixed_point, log_det
 from .base import FlowTransform
 
 __all__ = ["ContractiveResidual"]
@@ -27,10 +27,9 @@ class ContractiveResidual(FlowTransform):
     rounding and differentiated implicitly; :meth:`solve` reports its iterations and residual.
 
     The log-det is exact up to ``D = 8``. Beyond, it is the unbiased estimate of :func:`~pyro_flows.numerics.estimate_log_det`, from one random probe
-    a point and a series cut at random, both drawn anew in each call from torch's generator: after 2 terms and Poisson(2) more while training,
-    after 20 and Poisson(2) more in evaluation mode. Value and gradient are unbiased in both modes,
-    but the noise has heavy tails where a layer contracts strongly (:func:`~pyro_flows.numerics.roulette_weights`): averages then overstate the
-    log-det of the one-pass direction. Report densities with ``log_det="exact"``, or train with a smaller ``lipschitz``.
+    a point and a series cut at random, both drawn anew in each call from torch's generator: after 2 terms while training and 20 in evaluation mode,
+    and then where a :class:`~pyro_flows.numerics.Roulette` says, which looks at how fast the terms shrink. Value and gradient are unbiased
+    and have finite variance in both modes; the more a layer contracts, the more terms it takes.
 
     Args:
         dim: number of coordinates :math:`D`.
@@ -41,8 +40,8 @@ class ContractiveResidual(FlowTransform):
         norm: the :math:`p` of the norm in which the net contracts, from 1 to infinity, or ``"learned"``.
         log_det: ``"exact"``, ``"estimate"``, or ``"auto"``: exact up to ``D = 8``. It may be set later: ``flow.transform[0].log_det = "exact"``.
 
-    Cost: one pass of the net and ``D`` vjps (exact), about 4 (estimated, training) or 22 (estimated, evaluation) in the named direction; 10 to 40
-    passes more in the other. Starts at the identity.
+    Cost: one pass of the net and ``D`` vjps (exact), about 3 (estimated, training) or 21 (estimated, evaluation) in the named direction,
+    more where the net's Jacobian comes near the bound, up to :math:`1 / (1 - L)` more; 10 to 40 passes more in the other. Starts at the identity.
 
     Under ``vmap`` an estimate needs ``randomness="different"``. There, and in captured and compiled graphs, an estimate has 20 terms, since their
     number must be fixed, and a fixed point has 10 iterations and 8 Newton steps, with NaN where they are not enough.
@@ -105,4 +104,4 @@ class ContractiveResidual(FlowTransform):
         if self.log_det == "exact" or (self.log_det == "auto" and self.dim <= EXACT_DIM):
             return log_det(lambda u: self.net.evaluate(u, *tensors), u)
         probe = torch.randn_like(u).sign()
-        return estimate_log_det(self.net.evaluate, u, tensors, probe, roulette_weights(2 if self.training else 20))
+        return estimate_log_det(self.net.evaluate, u, tensors, probe, 2 if self.training else 20)
