@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_flows import flows
 from pyro_flows.errors import InversionError, OptionError, ShapeError
 from pyro_flows.nets import LipschitzMLP, LipSwish
-from pyro_flows.nets.lipschitz import induced_norm, spectral_norm
+from pyro_flows.nets.lipschitz import induced_norm, mixed_norm, spectral_norm
 from pyro_flows.numerics import Roulette, batch_jacobian, estimate_log_det, fixed_point, hutchinson_trace, log_det
 from pyro_flows.transforms import Affine, ContractiveResidual, Embedded
 
@@ -304,6 +304,38 @@ def test_induced_norm_is_an_upper_bound(p):
             torch.testing.assert_close(bound, torch.linalg.matrix_norm(weight, p))
 
 
+def largest_ratio(weight: Tensor, p: float, q: float) -> Tensor:
+    """The largest |Wx|_q / |x|_p that the power iteration of Boyd finds from many starts, and among all corners of the cube."""
+
+    def dual(x: Tensor, p: float) -> Tensor:
+        """The vectors of dual norm 1 at which the norm is reached."""
+        if p == INF:
+            return x.sign() * torch.nn.functional.one_hot(x.abs().argmax(-1), x.shape[-1])
+        size = torch.linalg.vector_norm(x, p, -1, keepdim=True)
+        return x.sign() * (x.abs() / size) ** (p - 1)
+
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * weight.shape[1])
+    x = torch.cat([torch.randn(500, weight.shape[1]).double(), torch.eye(weight.shape[1]).double(), corners])
+    for _ in range(100):
+        x = dual(dual(x @ weight.mT, q) @ weight, 1 / (1 - 1 / p) if p > 1 else INF)
+    x = torch.cat([x, corners, torch.eye(weight.shape[1]).double()])
+    return (torch.linalg.vector_norm(x @ weight.mT, q, -1) / torch.linalg.vector_norm(x, p, -1)).nan_to_num().max()
+
+
+@pytest.mark.parametrize("p", (1.0, 1.3, 2.0, 4.0, INF))
+@pytest.mark.parametrize("q", (1.0, 1.5, 2.0, 3.0, INF))
+def test_mixed_norm_is_an_upper_bound(p, q):
+    for shape in ((6, 4), (3, 5)):
+        weight = torch.randn(shape).double()
+        bound, found = mixed_norm(weight, p, q), largest_ratio(weight, p, q)
+        assert found <= bound * (1 + 1e-9) and found > (0.75 if p <= q else 0.4) * bound
+        if p == 1 or q == INF:
+            torch.testing.assert_close(bound, found)
+        if p == q:
+            torch.testing.assert_close(bound, induced_norm(weight, torch.tensor(1 / p).double()))
+        assert torch.autograd.gradcheck(lambda w: mixed_norm(w, p, q), weight.requires_grad_())
+
+
 def test_a_learned_norm_can_leave_two():
     raw = torch.zeros((), dtype=torch.float64, requires_grad=True)
     weight = torch.ones(5, 2).double()  # |W|_1 = 5, |W|_inf = 2
@@ -311,10 +343,11 @@ def test_a_learned_norm_can_leave_two():
     assert slope > 0.1
 
 
-@pytest.mark.parametrize("norm", (1.0, 2.0, 3.0, INF, "learned"))
+@pytest.mark.parametrize("norm", (1.0, 2.0, 3.0, INF, "learned", (1.5, 2.0, 4.0), (INF, 2.0, 1.0)), ids=str)
 def test_nets_are_contractions(norm):
     """The ratio is maximised over pairs, at weights far beyond the bound; the context is free."""
-    for widths in ((), (16,), (16, 16)):
+    mixed = isinstance(norm, tuple)
+    for widths in ((16, 16),) if mixed else ((), (16,), (16, 16)):
         net = LipschitzMLP(3, 3, widths, 2, lipschitz=0.9, norm=norm).double()
         with torch.no_grad():
             for parameter in net.parameters():
@@ -322,7 +355,7 @@ def test_nets_are_contractions(norm):
                     parameter.add_(5 * torch.randn_like(parameter))
             if norm == "learned":
                 net.raw_p.fill_(0.7)
-        p = 1 / torch.sigmoid(net.raw_p).item() if norm == "learned" else norm
+        p = 1 / torch.sigmoid(net.raw_p).item() if norm == "learned" else norm[0] if mixed else norm
         x, step, context = 3 * torch.randn(20_000, 3).double(), 1e-4 * torch.randn(20_000, 3).double(), torch.randn(20_000, 2).double()
         moved = net(x + step, context) - net(x, context)
         ratio = torch.linalg.vector_norm(moved, p, -1) / torch.linalg.vector_norm(step, p, -1)
@@ -346,6 +379,9 @@ BROKEN = (
     {"lipschitz": 0.0},
     {"norm": 0.5},
     {"norm": "two"},
+    {"norm": (2.0, 2.0)},  # of three layers
+    {"norm": (2.0, 0.5, 2.0)},
+    {"norm": ("learned", 2.0, 2.0)},
     {"log_det": "maybe"},
     {"hidden_features": (0,)},
 )

@@ -269,6 +269,7 @@ ZOO: list[Instance] = [
     Instance("residual", partial(T.ContractiveResidual, 3, direction="sampling", hidden_features=(8, 8)), 3),
     Instance("residual-1d", partial(T.ContractiveResidual, 1, norm=1.0, hidden_features=(8,)), 1),
     Instance("residual-wide", partial(T.ContractiveResidual, 10, norm="learned", log_det="exact", **_small), 10),
+    Instance("residual-mixed", partial(T.ContractiveResidual, 3, norm=(1.0, 2.0, 3.0), **_small), 3),
     Instance("residual-context", partial(T.ContractiveResidual, 3, 2, norm=float("inf"), **_small), 3, 2),
     Instance("embedded", _embedded, 3, 4),
     Instance("compose", _mixed, 3, 2, exceptions=_permuted),

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from ..errors import OptionError
 from .mlp import check_widths
 
-__all__ = ["LipSwish", "LipschitzMLP", "induced_norm", "spectral_norm"]
+__all__ = ["LipSwish", "LipschitzMLP", "induced_norm", "mixed_norm", "spectral_norm"]
 
-Norm = float | Literal["learned"]
+Norm = float | Sequence[float] | Literal["learned"]
 
 SQUARINGS = 6
 
@@ -58,6 +58,31 @@ def induced_norm(weight: Tensor, inverse_p: Tensor) -> Tensor:
     return (to_1 * log_1 + (1 - to_1 - to_inf) * log_2 + to_inf * log_inf).exp()
 
 
+def mixed_norm(weight: Tensor, p: float, q: float) -> Tensor:
+    r"""An upper bound of :math:`\max_x \|Wx\|_q / \|x\|_p`, for :math:`p` and :math:`q` from 1 to infinity.
+
+    It is exact where :math:`p = 1` (the largest :math:`q`-norm of a column) or :math:`q = \infty` (the largest norm of a row, of the exponent dual to
+    :math:`p`), and :func:`spectral_norm` at :math:`p = q = 2`. For other :math:`p \le q` the theorem of Riesz and Thorin says that the logarithm is
+    convex in :math:`(1/p, 1/q)`: it is interpolated on the line from :math:`(1/2, 1/2)` to one of those edges. For :math:`p > q` it is the smaller of
+    :math:`n^{1/q - 1/p} \|W\|_{q \to q}` and :math:`m^{1/q - 1/p} \|W\|_{p \to p}`; the norm itself is hard to compute there.
+
+    Shape: ``(m, n) -> ()``. Cost: that of :func:`spectral_norm`.
+    """
+    s, t = 1 / p, 1 / q
+    if s < t:
+        m, n = weight.shape
+        return torch.minimum(n ** (t - s) * mixed_norm(weight, q, q), m ** (t - s) * mixed_norm(weight, p, p))
+    share = max(2 * s - 1, 1 - 2 * t)  # of the edge, on the line from the middle
+    if share == 0:
+        return spectral_norm(weight)
+    exponent, over = (0.5 + (t - 0.5) / share, 0) if 2 * s - 1 == share else (0.5 + (0.5 - s) / share, 1)
+    edge = torch.linalg.vector_norm(weight, 1 / exponent if exponent > 1e-12 else math.inf, over).amax()
+    if share == 1:
+        return edge
+    tiny = torch.finfo(weight.dtype).tiny
+    return edge.clamp_min(tiny) ** share * spectral_norm(weight).clamp_min(tiny) ** (1 - share)
+
+
 class LipSwish(nn.Module):
     r"""The activation :math:`x\,\sigma(\beta x) / 1.1`, with a learned :math:`\beta > 0`: smooth, with Lipschitz constant below 1.
 
@@ -84,13 +109,16 @@ def lip_swish(x: Tensor, beta: Tensor) -> Tensor:
 class LipschitzMLP(nn.Module):
     r"""A perceptron with :math:`\|g(x, c) - g(x', c)\|_p \le L \|x - x'\|_p`: a weight whose norm exceeds its share of ``L`` is scaled down to it.
 
+    With a sequence of :math:`p` the norms are mixed: layer :math:`i` is bounded from the :math:`p_i`-norm of its input to the
+    :math:`p_{i+1}`-norm of its output, the next layer's, and the last back to :math:`p_0`, which is the norm of the whole.
+
     Args:
         in_features: size of the input.
         out_features: size of the output.
         hidden_features: widths of the hidden layers.
         context_dim: size of a context that moves every layer's bias, and so is free of the constraint; 0 for none.
         lipschitz: the bound :math:`L`; each of the ``n`` layers has an ``n``-th root of it.
-        norm: the :math:`p` of the norm, from 1 to infinity, or ``"learned"``.
+        norm: the :math:`p` of the norm, from 1 to infinity; ``"learned"``; or one a layer, for mixed norms.
 
     Shape: ``x (*batch, in_features), context (*batch, context_dim) -> (*batch, out_features)``. Starts at zero.
 
@@ -112,10 +140,12 @@ class LipschitzMLP(nn.Module):
         super().__init__()
         if not 0 < lipschitz:
             raise OptionError(f"lipschitz must be positive, got {lipschitz}")
-        if norm != "learned" and not (isinstance(norm, (int, float)) and norm >= 1):
-            raise OptionError(f'norm must be a number from 1 to infinity, or "learned", got {norm!r}')
         sizes = (in_features, *check_widths(hidden_features), out_features)
+        each = norm if isinstance(norm, (tuple, list)) else [norm] * (len(sizes) - 1)
+        if norm != "learned" and (len(each) != len(sizes) - 1 or any(not isinstance(p, (int, float)) or not p >= 1 for p in each)):
+            raise OptionError(f'norm must be a number from 1 to infinity, "learned", or one number for each of {len(sizes) - 1} layers, got {norm!r}')
         self.lipschitz, self.norm = lipschitz, norm
+        self._norms = (*each, each[0])
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
         self.activations = nn.ModuleList([LipSwish() for _ in sizes[1:-1]])
         self.context = nn.Linear(context_dim, sum(sizes[1:]), bias=False) if context_dim else None
@@ -136,16 +166,12 @@ class LipschitzMLP(nn.Module):
         if self.context is not None:
             shares = self.context(context).split([layer.out_features for layer in self.layers], -1)
             biases = [b + s for b, s in zip(biases, shares, strict=True)]
-        weights = [self._normalised(layer.weight) for layer in self.layers]  # type: ignore[arg-type]
+        ends = itertools.pairwise(self._norms)
+        weights = [self._normalised(layer.weight, p, q) for layer, (p, q) in zip(self.layers, ends, strict=True)]  # type: ignore[arg-type]
         return *weights, *biases, *(a.beta() for a in self.activations)  # type: ignore[operator, misc, arg-type]
 
-    def _normalised(self, weight: Tensor) -> Tensor:
-        if self.norm == 2:
-            size = spectral_norm(weight)
-        elif self.norm == "learned":
-            size = induced_norm(weight, torch.sigmoid(self.raw_p))
-        else:
-            size = induced_norm(weight, weight.new_tensor(1 / float(self.norm)))
+    def _normalised(self, weight: Tensor, p: float, q: float) -> Tensor:
+        size = induced_norm(weight, torch.sigmoid(self.raw_p)) if self.norm == "learned" else mixed_norm(weight, p, q)
         share = self.lipschitz ** (1 / len(self.layers))
         return weight / (size / share).clamp_min(1.0)
 

@@ -37,7 +37,8 @@ class ContractiveResidual(FlowTransform):
         direction: ``"density"`` or ``"sampling"``: which direction takes one pass.
         hidden_features: widths of the net's hidden layers.
         lipschitz: the bound :math:`L` in ``(0, 1)``. The log-det of a layer lies between :math:`D \log(1 - L)` and :math:`D \log(1 + L)`.
-        norm: the :math:`p` of the norm in which the net contracts, from 1 to infinity, or ``"learned"``.
+        norm: the :math:`p` of the norm in which the net contracts, from 1 to infinity; ``"learned"``; or one for the input of each of the net's
+            layers (mixed norms, of which the first is that of the whole).
         log_det: ``"exact"``, ``"estimate"``, or ``"auto"``: exact up to ``D = 8``. It may be set later: ``flow.transform[0].log_det = "exact"``.
 
     Cost: one pass of the net and ``D`` vjps (exact), about 3 (estimated, training) or 21 (estimated, evaluation) in the named direction,
