@@ -5,13 +5,14 @@ Everything is laid out units first, ``(units, points)``: the units that open tog
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .masked import MaskedMLP
@@ -75,6 +76,15 @@ def _joined(known: Tensor | None, new: Tensor) -> Tensor:
     return new if known is None else torch.cat([known, new])
 
 
+def _overwriting(activation: nn.Module) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """The activation, past the hooks of modules, which would cost a tenth of a step; and whether it writes over its argument: where it can."""
+    if not isinstance(getattr(activation, "inplace", None), bool):
+        return activation.forward, False
+    activation = copy.copy(activation)
+    activation.inplace = True  # type: ignore[assignment]
+    return activation.forward, True
+
+
 def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_once: bool) -> tuple[Tensor, Tensor]:
     """Find the inputs in memory laid out beforehand: in turn, or all at once by sweeps ``x <- apply(given, net(x))`` (Jacobi iteration).
 
@@ -97,7 +107,7 @@ def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_
     weights, columns = ([*ts[:-1], ts[-1].unflatten(0, (p, dim))] for ts in (terms.weights, _columns(terms.offsets)))
     values = [given.new_zeros(rows, points) for rows in (dim, *net.widths)]  # zero where nothing is known yet
     extras, given, close = [], given.mT.contiguous(), 4 * torch.finfo(given.dtype).eps
-    activation = net.activation.forward  # past the hooks of modules, which would cost a tenth of a step
+    activation, overwrites = _overwriting(net.activation)
     starts = [list(range(dim + 1)), *([0, *opened[:-1], opened[-1]] for opened in net.opened[1:])]  # the rows of step i begin there
     for first in range(0, dim, panel):
         last = min(first + panel, dim)
@@ -121,15 +131,23 @@ def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_
             else:
                 split = (sums.unbind(1), weight.unbind(1))
             layers.append([(*terms_of, slots[i]) for terms_of in zip(*split, strict=True)])
+        found = dim if at_once else 1  # inputs a step
+        sheets = given.new_empty((last - first) // found, p, found, points)
+        products, params = sheets.flatten(1, 2).unbind(0), sheets.movedim(1, -1).unbind(0)
         places = [slot.split_with_sizes(size) for slot, size in zip(slots, sizes, strict=True)]
         *hidden, outputs = layers
         for j, z in enumerate(given.narrow(0, first, last - first).split_with_sizes(sizes[0])):
             for sweep in range(sizes[0][j]):
                 for i, layer in enumerate(hidden):
                     if sizes[i + 1][j]:
-                        new = activation(torch.addmm(*layer[j]))
-                        places[i + 1][j].copy_(new + places[i][j] if net.added[i] else new)
-                new, extra = apply(z, torch.addmm(*outputs[j]).view(p, *z.shape).movedim(0, -1))
+                        place = places[i + 1][j]
+                        new = activation(torch.addmm(*layer[j], out=place))
+                        if net.added[i]:
+                            torch.add(new, places[i][j], out=place)
+                        elif not overwrites:
+                            place.copy_(new)
+                torch.addmm(*outputs[j], out=products[j])
+                new, extra = apply(z, params[j])
                 settled = sweep + 1 < sizes[0][j] and torch.allclose(new, places[0][j], close, close)
                 places[0][j].copy_(new)
                 if settled:
