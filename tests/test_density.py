@@ -226,6 +226,10 @@ def test_foreign_checkpoints_are_refused(tmp_path):
     ):
         with pytest.raises(CheckpointError, match="belongs to another"):
             call()
+    conditional, context = small(1), torch.randn(300, 1)
+    pf.fit_density(conditional, x, context, checkpoint=tmp_path / "context.pt", **QUICK)
+    with pytest.raises(CheckpointError, match="belongs to another"):
+        pf.fit_density(conditional, x, context + 1, checkpoint=tmp_path / "context.pt", **QUICK)
     assert same(flow, small())
     with pytest.raises(CheckpointError, match="not a distill checkpoint"):
         pf.distill(small(), flow, checkpoint=path, **QUICK)
@@ -256,9 +260,7 @@ def test_two_processes_end_where_one_does(tmp_path, monkeypatch):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(pf.__file__).parents[1])}
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     runs = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / f"two{rank}.pt"), "0", str(rank)], env={**env, **group, "RANK": str(rank)}
-        )
+        subprocess.Popen([sys.executable, str(script), str(tmp_path / f"two{rank}.pt"), "0", str(rank)], env={**env, **group, "RANK": str(rank)})
         for rank in range(2)
     ]
     monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "one.pt"), "0", "0"])

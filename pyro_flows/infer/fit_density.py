@@ -14,6 +14,7 @@ from ..errors import DataError, OptionError
 from .descent import Plan
 from .flow_fit import FlowFit
 from .flow_training import Training
+from .inputs import fingerprint
 from .processes import Processes
 from .rows import Batches, Rows, read_rows
 
@@ -106,8 +107,8 @@ def fit_density(
         total = torch.stack(sums).sum() if sums else rows.x.new_zeros(())
         return -float(processes.sum(total)) / count
 
-    fingerprint = [len(rows.x), float(rows.x.double().sum()), batches.size, max_steps, lr, weight_decay, patience, validation, seed]
-    return training.run(loss, validate if count else None, plan, batches, fingerprint, held_out if count else None)
+    same = [fingerprint(tuple(rows), {}), batches.size, max_steps, lr, weight_decay, patience, validation, seed]
+    return training.run(loss, validate if count else None, plan, batches, same, held_out if count else None)
 
 
 def log_likelihood(flow: Flow, rows: Rows) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .base import InvertedByRoot
-from .mixture import check_mixture, sigmoid_layer
+from .mixture import check_mixture, logit_mixture, mixture_map
 
 __all__ = ["DeepSigmoid"]
 
@@ -51,6 +51,6 @@ class DeepSigmoid(InvertedByRoot):
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         log_slope = torch.zeros_like(x)
         for row in params.chunk(self.layers, -1):
-            x, slope = sigmoid_layer(x, row, self.units, self.min_slope ** (1 / self.layers))
+            x, slope = mixture_map(logit_mixture, x, row, self.units, self.min_slope ** (1 / self.layers))
             log_slope = log_slope + slope.log()
         return x, log_slope

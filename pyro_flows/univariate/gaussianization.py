@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..numerics import log_ndtr, mills, ndtri_exp
 from .base import InvertedByRoot
-from .mixture import check_mixture, mixture_params
+from .mixture import check_mixture, mixture_map
 
 __all__ = ["Gaussianization"]
 
@@ -47,11 +47,8 @@ class Gaussianization(InvertedByRoot):
         return 3 * self.components + 1
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        weight, log_weights, locs, log_scales, start = mixture_params(params, self.components)
-        y, slope = _normal_score(x, log_weights, locs, log_scales)
-        y0, slope0 = _normal_score(x, torch.zeros_like(start).log_softmax(-1), start, torch.zeros_like(start))
-        m, free = self.min_slope, 1 - self.min_slope
-        return m * x + free * (y + weight * (x - y0)), (m + free * (slope + weight * (1 - slope0))).log()
+        y, slope = mixture_map(_normal_score, x, params, self.components, self.min_slope)
+        return y, slope.log()
 
 
 def _normal_score(x: Tensor, log_weights: Tensor, locs: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from .affine import soft_clamp
 from .base import InvertedByRoot
 
 __all__ = ["MixtureCDF"]
+
+Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _MAX_LOG_SCALE = 3.0
 _SPREAD = 2.0
@@ -42,11 +45,11 @@ def logit_mixture(x: Tensor, log_weights: Tensor, locs: Tensor, log_scales: Tens
     return below.logsumexp(-1) - above.logsumexp(-1), slope
 
 
-def sigmoid_layer(x: Tensor, params: Tensor, components: int, min_slope: float) -> tuple[Tensor, Tensor]:
-    """The mixture's map made an identity at zero parameters, and its slope: see :class:`MixtureCDF`."""
+def mixture_map(score: Score, x: Tensor, params: Tensor, components: int, min_slope: float) -> tuple[Tensor, Tensor]:
+    """A mixture's ``score(x, log_weights, locs, log_scales)`` made an identity at zero parameters, and its slope: see :class:`MixtureCDF`."""
     weight, log_weights, locs, log_scales, start = mixture_params(params, components)
-    y, slope = logit_mixture(x, log_weights, locs, log_scales)
-    y0, slope0 = logit_mixture(x, torch.zeros_like(start), start, torch.zeros_like(start))
+    y, slope = score(x, log_weights, locs, log_scales)
+    y0, slope0 = score(x, torch.zeros_like(start).log_softmax(-1), start, torch.zeros_like(start))
     free = 1 - min_slope
     return min_slope * x + free * (y + weight * (x - y0)), min_slope + free * (slope + weight * (1 - slope0))
 
@@ -94,6 +97,6 @@ class MixtureCDF(InvertedByRoot):
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = params[..., 0], params[..., 1]
-        y, slope = sigmoid_layer(x, params[..., 2:], self.components, self.min_slope)
+        y, slope = mixture_map(logit_mixture, x, params[..., 2:], self.components, self.min_slope)
         log_scale = soft_clamp(raw, 2.0)
         return y * log_scale.exp() + shift, slope.log() + log_scale
