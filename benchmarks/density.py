@@ -41,6 +41,7 @@ PUBLISHED = {"red wine": (-13.18, -10.19, -9.36), "white wine": (-13.20, -10.73,
 FOLDS = 10
 DROPOUT = {"red wine": 0.5, "white wine": 0.2, "ionosphere": 0.5}  # the white wines are three times as many
 UCI_OPTIONS = {"max_steps": 1500, "batch_size": 128, "lr": 5e-3, "weight_decay": 0.1}
+UCI_CHANGES = {"white wine": {"max_steps": 2500, "batch_size": 256}, "ionosphere": {"weight_decay": 1.0}}
 
 
 # --- two dimensions
@@ -112,25 +113,42 @@ def table_flow(dim: int, dropout: float) -> pf.Flow:
     return pf.Flow(StudentT(dim, df=8.0, trainable=True), layers)
 
 
-def fold(name: str, index: int, noise: bool) -> Record:
-    """Mean test log likelihood of one fold, standardised by the training rows of that fold."""
+def train_rows(name: str, index: int, noise: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a fold: to train on, and to test with."""
     x = uci(name)
     rng = np.random.default_rng(0)
     order = rng.permutation(len(x))
     if noise:
         x = x + lattice(x) * (rng.random(x.shape) - 0.5)
     held = np.array_split(order, FOLDS)[index]
-    kept = np.setdiff1d(order, held)
-    loc, scale = x[kept].mean(0), x[kept].std(0)
-    train, test = (torch.from_numpy((x[rows] - loc) / scale).float() for rows in (kept, held))
-    torch.manual_seed(index)
-    start = time.process_time()
-    options = UCI_OPTIONS | ({"max_steps": 2500, "batch_size": 256} if name == "white wine" else {})
-    fit = pf.fit_density(table_flow(x.shape[1], DROPOUT[name]), train, seed=index, progress=False, **options)
-    seconds = time.process_time() - start
+    return x[np.setdiff1d(order, held)], x[held]
+
+
+def score(name: str, kept: np.ndarray, held: np.ndarray, seed: int, **changes: float) -> float:
+    """Mean log likelihood of rows held out, all standardised by those kept."""
+    loc, scale = kept.mean(0), kept.std(0)
+    train, test = (torch.from_numpy((rows - loc) / scale).float() for rows in (kept, held))
+    torch.manual_seed(seed)
+    options = UCI_OPTIONS | UCI_CHANGES.get(name, {}) | changes
+    fit = pf.fit_density(table_flow(train.shape[1], DROPOUT[name]), train, seed=seed, progress=False, **options)
     with torch.no_grad():
-        score = fit.flow().log_prob(test)
-    return {"kind": "uci", "name": name, "fold": index, "noise": noise, "score": float(score.mean()), "seconds": seconds}
+        return float(fit.flow().log_prob(test).mean())
+
+
+def fold(name: str, index: int, noise: bool) -> Record:
+    """Mean test log likelihood of one fold, standardised by the training rows of that fold."""
+    start = time.process_time()
+    value = score(name, *train_rows(name, index, noise), index)
+    return {"kind": "uci", "name": name, "fold": index, "noise": noise, "score": value, "seconds": time.process_time() - start}
+
+
+def choose(name: str) -> None:
+    """Weight decay, by a fifth of the first fold's training rows held out, three times; no test row is looked at."""
+    rows = train_rows(name, 0, False)[0]
+    for decay in (0.1, 1.0, 3.0):
+        orders = [np.random.default_rng(100 + split).permutation(len(rows)) for split in range(3)]
+        parts = [(rows[order[len(order) // 5 :]], rows[order[: len(order) // 5]]) for order in orders]
+        print(decay, [round(score(name, *part, 0, weight_decay=decay), 2) for part in parts], flush=True)
 
 
 def uci_table(records: list[Record]) -> str:
@@ -190,7 +208,8 @@ CPU-seconds are one thread's, training and validation.
 Mean test log likelihood in nats a row, over ten folds, with its standard error; columns standardised by the training rows of each fold. All
 tables have the same flow: two autoregressive layers of splines on Student-t coordinates with learned degrees of freedom, fitted by
 `fit_density` with weight decay, and with dropout in the nets (0.5; white wine 0.2, with 2500 steps of 256 rows instead of 1500 of 128; chosen by
-the test scores of the first two folds, which the means include).
+the test scores of the first two folds, which the means include). Ionosphere's weight decay, 1.0 instead of 0.1, was chosen by rows held out of the
+first fold's training rows (`--choose ionosphere`).
 What helps on tables this small is regularisation: without dropout the same flow overfits within a few hundred steps.
 
 The numbers of others are those that RNADE's authors published, on their own folds ([Uria, Murray & Larochelle,
@@ -211,8 +230,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a kind or a name")
     parser.add_argument("--out", type=Path, default=Path("density.json"))
     parser.add_argument("--render", type=Path)
+    parser.add_argument("--choose", choices=PUBLISHED, help="compare weight decays on a table's training rows")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.choose:
+        return choose(options.choose)
     if options.render:
         options.render.with_suffix(".md").write_text(render(json.loads(options.render.read_text())), "utf-8")
         return
