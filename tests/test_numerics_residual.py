@@ -336,6 +336,17 @@ def test_mixed_norm_is_an_upper_bound(p, q):
         assert torch.autograd.gradcheck(lambda w: mixed_norm(w, p, q), weight.requires_grad_())
 
 
+@pytest.mark.parametrize("p, q", ((1.0, 64.0), (1.0, 1e6), (64 / 63, INF), (4 / 3, 4.0001), (1.02, 60.0)))
+@pytest.mark.parametrize("size", (1e-3, 100.0))
+def test_mixed_norms_of_high_exponents(p, q, size):
+    """In float32, powers of the entries overflow or vanish: the bound does not."""
+    weight = (size * torch.randn(6, 4)).requires_grad_()
+    bound, found = mixed_norm(weight, p, q), largest_ratio(weight.detach().double(), p, q)
+    assert found <= bound * (1 + 1e-5) and found > 0.75 * bound
+    (slope,) = torch.autograd.grad(bound, weight)
+    torch.testing.assert_close((slope * weight).sum(), bound)  # of degree one
+
+
 def test_a_learned_norm_can_leave_two():
     raw = torch.zeros((), dtype=torch.float64, requires_grad=True)
     weight = torch.ones(5, 2).double()  # |W|_1 = 5, |W|_inf = 2

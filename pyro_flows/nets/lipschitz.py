@@ -76,7 +76,8 @@ def mixed_norm(weight: Tensor, p: float, q: float) -> Tensor:
     if share == 0:
         return spectral_norm(weight)
     exponent, over = (0.5 + (t - 0.5) / share, 0) if 2 * s - 1 == share else (0.5 + (0.5 - s) / share, 1)
-    edge = torch.linalg.vector_norm(weight, 1 / exponent if exponent > 1e-12 else math.inf, over).amax()
+    scale = weight.detach().abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)  # powers as high as 1 / exponent overflow, or vanish
+    edge = scale * torch.linalg.vector_norm(weight / scale, 1 / exponent if exponent > 1e-12 else math.inf, over).amax()
     if share == 1:
         return edge
     tiny = torch.finfo(weight.dtype).tiny
