@@ -77,9 +77,13 @@ def test_a_context_has_one_matrix(monkeypatch):
     """A thousand points in three contexts need three matrices, in one context one."""
     layer, made = T.LULinear(4, context_dim=2), []
     monkeypatch.setattr(layer, "_matrix", lambda at: made.append(T.LULinear._matrix(layer, at)) or made[-1])
-    for contexts in (torch.randn(3, 2), torch.randn(1, 2), torch.randn(2)):
-        layer.forward_and_ladj(torch.randn(1000, 3, 4), contexts)
-    assert [m.shape for m in made] == [(3, 4, 4), (4, 4), (4, 4)]
+    for whole in (layer, T.Compose([T.Affine(4), layer]), layer.inv.inv):
+        for contexts in (torch.randn(3, 2), torch.randn(1, 2), torch.randn(2), torch.randn(1000, 1, 2)):
+            x = torch.randn(1000, 3, 4)
+            y, ladj = whole.forward_and_ladj(x, contexts)
+            close(y, layer.forward_and_ladj(x, contexts.expand(1000, 3, 2).contiguous())[0], 1e-5)
+            assert [m.shape for m in made] == [(*contexts.shape[:-1], 4, 4) if contexts.numel() > 2 else (4, 4), (1000, 3, 4, 4)]
+            made.clear()
 
 
 def test_nothing_is_stale():

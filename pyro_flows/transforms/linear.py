@@ -38,6 +38,16 @@ def solve_rows(matrix: Tensor, y: Tensor, upper: bool = False) -> Tensor:
     return torch.linalg.solve_triangular(matrix, columns, upper=upper).movedim(-1, 0).reshape(y.shape)
 
 
+def distinct(context: Tensor) -> Tensor:
+    """A context without the batch dimensions along which it was only expanded: they have size 1, and are left out at the front."""
+    for i, (size, stride) in enumerate(zip(context.shape[:-1], context.stride(), strict=False)):
+        if size > 1 and stride == 0:
+            context = context.narrow(i, 0, 1)
+    while context.dim() > 1 and context.shape[0] == 1:
+        context = context.squeeze(0)
+    return context
+
+
 class _At:
     """The parameters of a layer at a context, as attributes."""  # not types.SimpleNamespace, which torch.compile does not trace
 
@@ -78,10 +88,8 @@ class Linear(FlowTransform):
 
     def _check(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         value, wide = super()._check(value, context)
-        if context is None or wide is None:
-            return value, None
-        # Not repeated for each point: that would make a matrix for each, where one context has one.
-        return value, context.reshape(-1) if context.numel() == self.context_dim else context
+        # Not repeated for each point, neither here nor by what this layer is a part of: that would make a matrix for each.
+        return value, None if wide is None else distinct(wide)
 
     def _multiply(self, at: Any, x: Tensor) -> Tensor:
         raise NotImplementedError
