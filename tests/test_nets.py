@@ -111,6 +111,25 @@ def test_decoding_is_naive_decoding(dim, widths, context_dim, residual):
         assert expected is None or torch.allclose(torch.zeros_like(expected) if ours is None else ours, expected, atol=1e-12)
 
 
+class HalfSwish(nn.Module):
+    """Has a flag as torch's activations do, but what it writes in place is not all that it does."""
+
+    inplace = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * nn.functional.silu(x, self.inplace)
+
+
+def test_decoding_in_place_with_any_activation():
+    net = build(4, (8, 8), activation=HalfSwish)
+    x, terms = torch.randn(5, 4).double(), net.terms()
+    apply = lambda z, params: (z + params[..., 0], params.sum(-1))  # noqa: E731
+    with torch.no_grad():
+        for at_once in (False, True):
+            found, _ = decode_in_place(net, apply, x, terms, at_once)
+            torch.testing.assert_close(found, x + net(found)[..., 0])
+
+
 def test_decoding_uses_each_weight_once(monkeypatch):
     """The cost of one pass: the multiplications of all steps together are those of the masked matrices."""
     dim, width, products = 12, 48, []

@@ -76,13 +76,12 @@ def _joined(known: Tensor | None, new: Tensor) -> Tensor:
     return new if known is None else torch.cat([known, new])
 
 
-def _overwriting(activation: nn.Module) -> tuple[Callable[[Tensor], Tensor], bool]:
-    """The activation, past the hooks of modules, which would cost a tenth of a step; and whether it writes over its argument: where it can."""
-    if not isinstance(getattr(activation, "inplace", None), bool):
-        return activation.forward, False
-    activation = copy.copy(activation)
-    activation.inplace = True  # type: ignore[assignment]
-    return activation.forward, True
+def _overwriting(activation: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The activation, past the hooks of modules, which would cost a tenth of a step; it may write over its argument."""
+    if isinstance(getattr(activation, "inplace", None), bool):
+        activation = copy.copy(activation)
+        activation.inplace = True  # type: ignore[assignment]
+    return activation.forward
 
 
 def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_once: bool) -> tuple[Tensor, Tensor]:
@@ -107,7 +106,7 @@ def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_
     weights, columns = ([*ts[:-1], ts[-1].unflatten(0, (p, dim))] for ts in (terms.weights, _columns(terms.offsets)))
     values = [given.new_zeros(rows, points) for rows in (dim, *net.widths)]  # zero where nothing is known yet
     extras, given, close = [], given.mT.contiguous(), 4 * torch.finfo(given.dtype).eps
-    activation, overwrites = _overwriting(net.activation)
+    activation = _overwriting(net.activation)
     starts = [list(range(dim + 1)), *([0, *opened[:-1], opened[-1]] for opened in net.opened[1:])]  # the rows of step i begin there
     for first in range(0, dim, panel):
         last = min(first + panel, dim)
@@ -144,7 +143,7 @@ def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_
                         new = activation(torch.addmm(*layer[j], out=place))
                         if net.added[i]:
                             torch.add(new, places[i][j], out=place)
-                        elif not overwrites:
+                        elif new is not place:  # the activation has not written there, or not all that it does
                             place.copy_(new)
                 torch.addmm(*outputs[j], out=products[j])
                 new, extra = apply(z, params[j])
