@@ -113,7 +113,7 @@ def table_flow(dim: int, dropout: float) -> pf.Flow:
     return pf.Flow(StudentT(dim, df=8.0, trainable=True), layers)
 
 
-def train_rows(name: str, index: int, noise: bool) -> tuple[np.ndarray, np.ndarray]:
+def fold_rows(name: str, index: int, noise: bool) -> tuple[np.ndarray, np.ndarray]:
     """The rows of a fold: to train on, and to test with."""
     x = uci(name)
     rng = np.random.default_rng(0)
@@ -138,13 +138,13 @@ def score(name: str, kept: np.ndarray, held: np.ndarray, seed: int, **changes: f
 def fold(name: str, index: int, noise: bool) -> Record:
     """Mean test log likelihood of one fold, standardised by the training rows of that fold."""
     start = time.process_time()
-    value = score(name, *train_rows(name, index, noise), index)
+    value = score(name, *fold_rows(name, index, noise), index)
     return {"kind": "uci", "name": name, "fold": index, "noise": noise, "score": value, "seconds": time.process_time() - start}
 
 
 def choose(name: str) -> None:
-    """Weight decay, by a fifth of the first fold's training rows held out, three times; no test row is looked at."""
-    rows = train_rows(name, 0, False)[0]
+    """Weight decay, by a fifth of the first fold's training rows held out, three times. They are test rows of other folds."""
+    rows = fold_rows(name, 0, False)[0]
     for decay in (0.1, 1.0, 3.0):
         orders = [np.random.default_rng(100 + split).permutation(len(rows)) for split in range(3)]
         parts = [(rows[order[len(order) // 5 :]], rows[order[: len(order) // 5]]) for order in orders]
@@ -209,7 +209,7 @@ Mean test log likelihood in nats a row, over ten folds, with its standard error;
 tables have the same flow: two autoregressive layers of splines on Student-t coordinates with learned degrees of freedom, fitted by
 `fit_density` with weight decay, and with dropout in the nets (0.5; white wine 0.2, with 2500 steps of 256 rows instead of 1500 of 128; chosen by
 the test scores of the first two folds, which the means include). Ionosphere's weight decay, 1.0 instead of 0.1, was chosen by rows held out of the
-first fold's training rows (`--choose ionosphere`).
+first fold's training rows, which are test rows of other folds (`--choose ionosphere`).
 What helps on tables this small is regularisation: without dropout the same flow overfits within a few hundred steps.
 
 The numbers of others are those that RNADE's authors published, on their own folds ([Uria, Murray & Larochelle,
