@@ -16,6 +16,7 @@ from torch.distributions import constraints
 import pyro_flows as pf
 from pyro_flows.errors import CheckpointError, ConvergenceWarning, DtypeError, ModelError, OptionError, ShapeError, SupportError
 from pyro_flows.infer.checkpoint import Checkpoint, random_state
+from pyro_flows.infer.inputs import alike, fingerprint
 from pyro_flows.infer.trainer import Schedule, Trainer
 from pyro_flows.infer.warm_start import laplace
 
@@ -215,6 +216,23 @@ def test_more_steps_from_a_checkpoint(tmp_path):
     spent = longer.num_log_density_evaluations - short.num_log_density_evaluations
     assert spent == steps * QUICK["num_particles"] + 2 * 4096  # and the comparison with the affine stage, again
     assert quietly(pf.FlowVI(skewed, checkpoint=ended, **(options | {"max_steps": 120}))).history == longer.history
+    assert quietly(pf.FlowVI(skewed, checkpoint=ended, **(options | {"max_steps": 460}))).history == longer.history  # too few for a further cycle
+    assert torch.load(ended, weights_only=True)["trainer"]["numbers"][0] == longer.history[-1]["step"]  # from which a later run can go on
+
+
+def test_a_flow_that_has_not_begun_begins_after_a_resume(tmp_path, monkeypatch):
+    """The affine layer has had its rounds, however short: more steps are the flow's."""
+
+    def stop(run, bar):
+        raise KeyboardInterrupt
+
+    options = {**QUICK, "flow": small_flow, "warm_start": False, "num_eval": 500, "checkpoint": tmp_path / "run.pt"}
+    with monkeypatch.context() as patch:
+        patch.setattr("pyro_flows.infer.run.Run._flow", stop)
+        half = quietly(pf.FlowVI(eight_schools, **(options | {"max_steps": 5})), Y, SIGMA)
+    whole = quietly(pf.FlowVI(eight_schools, **(options | {"max_steps": 50})), Y, SIGMA)
+    added = whole.history[len(half.history) :]
+    assert whole.history[: len(half.history)] == half.history and {record["stage"] for record in added} == {"flow"}
 
 
 def test_more_rounds_of_an_affine_layer_from_a_checkpoint(tmp_path):
@@ -409,6 +427,20 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     quietly(fit, torch.zeros(3))
     with pytest.raises(CheckpointError, match="data"):
         fit.run(torch.ones(3))
+
+
+def test_fingerprints_do_not_depend_on_how_sums_are_made():
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = fingerprint((x, 2.0), {"y": x[:3]})
+    again = fingerprint((x, 2.0), {"y": x[:3]})
+    again[0][1]["sums"][0] *= 1 + 1e-13  # as with another number of threads
+    assert again != found and alike(again, found, 1e-12)
+    one = x.clone()
+    one[5] += 1e-3
+    for args, kwargs in (((one, 2.0), {"y": x[:3]}), ((x, 2.5), {"y": x[:3]}), ((x, 2.0), {"y": x[:2]}), ((x, 2.0), {})):
+        assert not alike(fingerprint(args, kwargs), found, 1e-12)
+    gaps = torch.tensor([1.0, float("nan"), 3.0])
+    assert alike(fingerprint((gaps,), {}), fingerprint((gaps,), {}), 0.0)
 
 
 def test_data_that_broadcast_are_refused():

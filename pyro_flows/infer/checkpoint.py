@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from .inputs import alike
 
 __all__ = ["Checkpoint", "random_state", "remedy_of_interrupt", "restore_random_state"]
+
+_SUMMATION = 1e-12  # relative error of a sum in float64
 
 
 def random_state() -> dict[str, Any]:
@@ -77,7 +80,7 @@ class Checkpoint:
             raise CheckpointError(f"{what}: delete it, or give another path") from error
         if not known:
             raise CheckpointError(f"{str(self.path)!r} is not a {self.kind} checkpoint: give another path")
-        if signature != self._signature(module):
+        if not alike(signature, self._signature(module), _SUMMATION):
             what = f"{str(self.path)!r} belongs to another model, guide, flow or data (sites, shapes, rows or options differ)"
             raise CheckpointError(f"{what}: delete it, or give another path")
         module.load_state_dict(module_state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
 from ..guides import AutoFlow
 from .context import running, seeded
-from .inputs import converted, explained, fingerprint
+from .inputs import alike, converted, explained, fingerprint
 from .log_joint import LogJoint, without_init
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ __all__ = ["load", "save"]
 
 _FORMAT = "pyro_flows.Posterior/1"
 _DTYPES = {"torch.float32": torch.float32, "torch.float64": torch.float64}
+_FLOAT32 = 1e-6  # relative error of a copy in that precision
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -123,15 +123,7 @@ def _data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
 def _other_arguments(saved: list[Any], model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Names of the arguments that are not those of the fit; a float32 copy of them will do."""
     here = {name: value for name, value in _data(model, args, kwargs)}
-    return ", ".join(repr(name) for name, value in saved if name not in here or not _same(value, here[name]))
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two fingerprints agree, up to the rounding of float32."""
-    if isinstance(a, list) and isinstance(b, list):
-        allowed = 1e-6 * a[1] * math.prod(a[0]) ** 0.5
-        return a[0] == b[0] and all(abs(u - v) <= allowed for u, v in zip(a[1:], b[1:], strict=True))
-    return a == b
+    return ", ".join(repr(name) for name, value in saved if name not in here or not alike(value, here[name], _FLOAT32))
 
 
 def _read(path: str | Path, shown: str) -> dict[str, Any]:

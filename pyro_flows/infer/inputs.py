@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from ..guides import AutoFlow
 from .failures import in_a_line
 from .log_joint import LogJoint
 
-__all__ = ["check_inputs", "converted", "explained", "fingerprint", "set_up"]
+__all__ = ["alike", "check_inputs", "converted", "explained", "fingerprint", "set_up"]
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -48,15 +49,26 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Plain values that tell one set of arguments from another: shapes, norms, and sums of entries weighted by their places."""
+    """Plain values that tell one set of arguments from another: shapes, norms, and sums of entries weighted by their places. See :func:`alike`."""
     found: list[Any] = []
     for name, value in (leaf for n, v in [*enumerate(args), *kwargs.items()] for leaf in _walk(v, str(n))):
         if isinstance(value, Tensor):
-            flat = value.detach().double().reshape(-1)
+            flat = value.detach().double().reshape(-1).nan_to_num(0.0, 0.0, 0.0)
             weights = torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)
-            value = [list(value.shape), float(flat.norm()), float(flat.sum()), float(flat @ weights)]
-        found.append([name, value if isinstance(value, (list, int, float, str, bool, type(None))) else type(value).__name__])
+            value = {"shape": list(value.shape), "norm": float(flat.norm()), "sums": [float(flat.sum()), float(flat @ weights)]}
+        found.append([name, value if isinstance(value, (dict, int, float, str, bool, type(None))) else type(value).__name__])
     return found
+
+
+def alike(a: Any, b: Any, rounding: float) -> bool:
+    """Whether two fingerprints, or lists that hold some, agree up to a relative ``rounding`` of the entries: sums depend on the number of threads."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(alike(u, v, rounding) for u, v in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        allowed = rounding * a["norm"] * math.prod(a["shape"]) ** 0.5
+        numbers = zip((a["norm"], *a["sums"]), (b["norm"], *b["sums"]), strict=True)
+        return a["shape"] == b["shape"] and all(abs(u - v) <= allowed for u, v in numbers)
+    return a == b
 
 
 def converted(value: Any, dtype: torch.dtype) -> Any:

@@ -34,6 +34,7 @@ _AFFINE_ROUNDS = 4  # below the default flow, whose first couplings go on along 
 _MORE_ROUNDS = 16  # below any other, and alone: a layer that is left half-way can hold a flow there; a round costs a fraction of the flow's
 AFFINE_PARTICLES = 64  # at most
 _KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")  # in a checkpoint
+_LAST = ("trainer", "stage", "engine", "spent", "random", "cuda")  # in a checkpoint, of the last stage that was trained
 _PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
 _MATCHED = 2e-3  # variance of the log weights below which a flow has nothing to add
 _COMPARE = 4096  # common draws that decide between the affine stage and the flow
@@ -244,9 +245,10 @@ class Run:
             for key, value in content["run"].items():
                 setattr(self, key, value)
             stage = content.get("stage")  # that the trainer belongs to
+            self.last = {key: content[key] for key in _LAST} if "trainer" in content else {}  # to be saved again if no step follows
             if stage not in self.finished:
                 self.resumed = content
-            elif self.options.max_steps > content["max_steps"]:
+            elif "flow" in self.finished and self.options.max_steps > content["max_steps"]:  # the whole run had ended
                 self._reopen(stage, content)
 
     def _reopen(self, stage: str, content: dict[str, Any]) -> None:
