@@ -12,7 +12,9 @@ __all__ = [
     "OptionError",
     "ParamStoreError",
     "ImportanceError",
+    "BoundError",
     "InversionError",
+    "IntegrationError",
     "CaptureError",
     "TrainingError",
     "CheckpointError",
@@ -56,8 +58,16 @@ class ImportanceError(PyroFlowsError, RuntimeError):
     """Importance weights are too uneven to be used."""
 
 
+class BoundError(PyroFlowsError, NotImplementedError):
+    """A density that is known by a bound only was asked for: use ``log_prob_bound``."""
+
+
 class InversionError(PyroFlowsError, RuntimeError):
     """A numerical inverse did not converge: the message says how far it got, and where."""
+
+
+class IntegrationError(PyroFlowsError, RuntimeError):
+    """A differential equation could not be solved: the message says at which time, and how large the state was there."""
 
 
 class CaptureError(PyroFlowsError, RuntimeError):

@@ -30,6 +30,7 @@ RECIPES = {
     "nsf": partial(flows.nsf, bins=5),
     "nsf_ar": partial(flows.nsf_ar, bins=5),
     "residual": partial(flows.residual, transforms=2),
+    "cnf": partial(flows.cnf, solver="rk4", steps=32),
     "cinn": partial(flows.cinn, feature_dim=3),
     "naf": partial(flows.naf, units=3),
     "umnn": partial(flows.umnn, units=3, bound=3.0),
@@ -40,7 +41,7 @@ RECIPES = {
 WITHOUT_NETS = ("planar", "radial", "sylvester", "gaussianization")  # and so without hidden_features
 RECIPES |= {name: partial(lambda make, *args, hidden_features=(), **options: make(*args, **options), getattr(flows, name)) for name in WITHOUT_NETS}
 RECIPES["bnaf"] = lambda *args, hidden_features=(3,), **options: flows.bnaf(*args, hidden_factors=[min(n, 3) for n in hidden_features], **options)
-ROOTS = ("naf", "umnn", "flowpp", "gaussianization", "sos", "bernstein")  # smooth densities, and dear samples
+ROOTS = ("naf", "umnn", "flowpp", "gaussianization", "sos", "bernstein", "cnf")  # smooth densities, and dear samples
 DIMS = range(1, 13)
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES)

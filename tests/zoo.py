@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_flows import nets as N
 from pyro_flows import transforms as T
 from pyro_flows import univariate as U
 
@@ -183,6 +185,41 @@ def _embedded() -> T.FlowTransform:
     return T.Embedded(T.Coupling(U.Affine(), 3, context_dim=2, **_small), features, 4)
 
 
+_adaptive = {
+    "vmap": "an adaptive solver looks at values",
+    "log_det": "the Jacobian is taken under vmap, where it cannot look at values",
+}
+_adjoint = {
+    "vmap": "torch.func cannot see into the backward solve",
+    "log_det": "the Jacobian is taken by torch.func",
+    "functional_calls_leave_no_trace": "torch.func cannot see into the backward solve",
+}
+
+
+def _continuous() -> list[Instance]:
+    """Fixed steps, so many that all solvers agree to the battery's tolerances; the last is the one that is traced."""
+
+    def make(id: str, net: Callable[..., nn.Module], dim: int, context_dim: int = 0, **options: Any) -> Instance:
+        exceptions, scale = options.pop("exceptions", {}), options.pop("param_scale", 0.03)
+        options = {"solver": "rk4", "steps": 6} | options
+        build = lambda: T.ContinuousFlow(dim, net(dim, context_dim, **_small), context_dim, **options)  # noqa: E731
+        return Instance(f"continuous-{id}", build, dim, context_dim, scale, exceptions)
+
+    def potential(dim: int, context_dim: int, hidden_features: tuple[int, ...]) -> nn.Module:
+        return N.PotentialNet(dim, context_dim, hidden_features[0])
+
+    tight = {"rtol": 1e-10, "atol": 1e-10}
+    return [
+        make("1d", N.VelocityMLP, 1),
+        make("potential", potential, 3),
+        make("autoregressive", N.AutoregressiveVelocity, 3, 2, steps=10),
+        make("checkpoint", N.VelocityMLP, 3, checkpoint=4),
+        make("adjoint", N.VelocityMLP, 3, adjoint=True, exceptions=_adjoint),
+        make("adaptive", N.VelocityMLP, 3, 2, solver="dopri8", exceptions=_adaptive, **tight),
+        make("context", N.VelocityMLP, 3, 2, steps=4),  # an unrolled graph takes long to compile
+    ]
+
+
 ZOO: list[Instance] = [
     Instance("affine", partial(T.Affine, 3), 3),
     Instance("affine-1d-context", partial(T.Affine, 1, 2), 1, 2),
@@ -271,6 +308,7 @@ ZOO: list[Instance] = [
     Instance("residual-wide", partial(T.ContractiveResidual, 10, norm="learned", log_det="exact", **_small), 10),
     Instance("residual-mixed", partial(T.ContractiveResidual, 3, norm=(1.0, 2.0, 3.0), **_small), 3),
     Instance("residual-context", partial(T.ContractiveResidual, 3, 2, norm=float("inf"), **_small), 3, 2),
+    *_continuous(),
     Instance("embedded", _embedded, 3, 4),
     Instance("compose", _mixed, 3, 2, exceptions=_permuted),
     Instance(

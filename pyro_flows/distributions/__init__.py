@@ -1,5 +1,6 @@
 """Flows as distributions, and the bases they start from."""
 
+from .augmented import AugmentedDistribution, AugmentedFlow
 from .bases import BoxUniform, Gaussian, StudentT
 from .flow import Flow, FlowDistribution
 from .mixture import GaussianMixture
@@ -8,6 +9,8 @@ from .resampled import Resampled, ResampledDistribution
 __all__ = [
     "Flow",
     "FlowDistribution",
+    "AugmentedDistribution",
+    "AugmentedFlow",
     "BoxUniform",
     "Gaussian",
     "GaussianMixture",

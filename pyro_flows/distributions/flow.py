@@ -106,6 +106,11 @@ class Flow(nn.Module):
             ShapeError: rows of another size.
             DataError: a column that is constant or not finite.
         """
+        parts = list(self.transform.parts) if isinstance(self.transform, Compose) else [self.transform]
+        layers = Compose([*parts, self._standardize(x)])  # type: ignore[list-item]
+        return Flow(self.base, layers, self._compiler is not None)
+
+    def _standardize(self, x: Any) -> Standardize:
         rows = torch.as_tensor(x).detach()
         if rows.dim() != 2 or rows.shape[1] != self.dim:
             raise ShapeError(f"standardized: x must have shape (N, {self.dim}), got {tuple(rows.shape)}")
@@ -114,9 +119,7 @@ class Flow(nn.Module):
         unusable = (~(scale > 0) | ~torch.isfinite(scale)).nonzero()[:, 0].tolist()
         if unusable:
             raise DataError(f"standardized: columns {unusable} of x are constant or not finite")
-        parts = list(self.transform.parts) if isinstance(self.transform, Compose) else [self.transform]
-        layers = Compose([*parts, Standardize(loc.to(like), scale.to(like).diag())])  # type: ignore[list-item]
-        return Flow(self.base, layers, self._compiler is not None)
+        return Standardize(loc.to(like), scale.to(like).diag())
 
     def extra_repr(self) -> str:
         """Sizes at a glance."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyro
@@ -26,6 +27,7 @@ __all__ = ["AutoFlow"]
 FlowSpec = str | Flow | FlowTransform | Callable[[int], Flow | FlowTransform] | None
 BASES: dict[str, Callable[[int], nn.Module]] = {"normal": Gaussian, "student_t": StudentT}
 NO_GUIDES = {"flow_gmm": "draws of its base cannot be reparameterised"}  # recipes, and why not
+GUIDE_OPTIONS: dict[str, dict[str, Any]] = {"cnf": {"solver": "rk4", "steps": 4}}  # of recipes: graphs want fixed steps
 _FULL_RANK_UP_TO, _LOW_RANK_UP_TO = 300, 2000
 
 
@@ -149,7 +151,7 @@ class AutoFlow(AutoContinuous):
     def _build_inner(self, dim: int) -> Flow | FlowTransform | None:
         spec: Any = self.config["flow"]
         if isinstance(spec, str):
-            spec = getattr(flows, spec)
+            spec = partial(getattr(flows, spec), **GUIDE_OPTIONS.get(spec, {}))
         inner = spec if spec is None or isinstance(spec, (Flow, FlowTransform)) else spec(dim)
         if inner is None:
             return None

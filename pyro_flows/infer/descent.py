@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError, TrainingError
+from ..errors import IntegrationError, OptionError, TrainingError
 from .clipping import GradientClip
 from .processes import Processes
 
@@ -111,9 +111,13 @@ class Descent:
 
     def _step(self) -> None:
         self.module.train()
-        loss = self.loss()
-        # autograd.grad, not backward: whatever else the loss depends on (a teacher) is left alone
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        found: Sequence[Tensor | None]
+        try:
+            loss = self.loss()
+            # autograd.grad, not backward: whatever else the loss depends on (a teacher) is left alone
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        except IntegrationError:  # of a batch's equation, there or in the adjoint's backward solve: a step without a finite loss
+            loss, found = torch.full_like(self.parameters[0].detach().sum(), torch.nan), (None,) * len(self.parameters)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
         flat = self.processes.sum(torch.cat([*(g.reshape(-1) for g in parts), loss.detach().reshape(1)]))
         value = float(flat[-1])

@@ -24,13 +24,14 @@ class FlowFit:
     Attributes:
         flow: the flow in its best state, in evaluation mode (the same object that was passed).
         history: dicts of ``step, loss, validation, lr``, one a validation; ``loss`` is the mean training loss since the one before.
-        validation_loss: the best validation loss, nats a row; NaN without a validation set.
+        validation_loss: the best validation loss, nats a row (the squared error a row in flow matching); NaN without a validation set.
         best_step: the step of the state that was kept.
         converged: whether the loss no longer gained when the training ended.
         warnings: what a user should know about the run, in words.
         seconds: wall time.
         loss_name: what was minimised.
         held_out: the rows of the validation set; ``None`` without one.
+        in_nats: whether the losses are log densities.
     """
 
     flow: Flow
@@ -42,6 +43,7 @@ class FlowFit:
     seconds: float = 0.0
     loss_name: str = "negative log-likelihood"
     held_out: Rows | None = None
+    in_nats: bool = True
 
     @property
     def steps(self) -> int:
@@ -62,6 +64,7 @@ class FlowFit:
         validated = math.isfinite(self.validation_loss)
         loss, where = (self.validation_loss, "validation") if validated else (self.history[-1]["loss"], "training")
         lines = [f"FlowFit of a flow with dim={self.flow.dim}, context_dim={self.flow.context_dim}"]
-        lines += [f"  {self.loss_name} {loss:.4f} nats ({where}) at step {self.best_step} of {self.steps}, {self.seconds:.1f} s"]
+        unit = " nats" if self.in_nats else ""
+        lines += [f"  {self.loss_name} {loss:.4f}{unit} ({where}) at step {self.best_step} of {self.steps}, {self.seconds:.1f} s"]
         lines += ["  warning: " + line for line in self.warnings]
         return "\n".join(lines)

@@ -50,7 +50,7 @@ def _losses(axes: Axes, fit: FlowFit) -> None:
     finite = finite[np.isfinite(finite)]
     low, high = finite.min(), np.quantile(finite, 0.9)
     axes.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.5 * (high - low + 0.1))  # the first steps would hide the rest
-    axes.set(title=fit.loss_name, xlabel="step", ylabel="nats a row")
+    axes.set(title=fit.loss_name, xlabel="step", ylabel="nats a row" if fit.in_nats else "squared error a row")
     axes.grid(color=GRID, lw=0.6)
     axes.legend()
 

@@ -33,6 +33,7 @@ class Training:
         name: of the calling function.
         loss_name: what is minimised.
         processes: those that train together.
+        in_nats: whether the loss is.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Training:
         name: str,
         loss_name: str,
         processes: Processes,
+        in_nats: bool = True,
     ) -> None:
+        self.in_nats = in_nats
         self.flow, self.seed, self.progress, self.callbacks = flow, seed, progress, tuple(callbacks)
         self.name, self.loss_name, self.processes = name, loss_name, processes
         self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, name)
@@ -87,14 +90,13 @@ class Training:
             notes.append(f"{descent.skipped} steps without a finite loss were left out; the learning rate was halved {descent.retries} times")
         gain = descent.still_gaining
         if gain:
-            notes.append(f"the loss gained {gain:.3f} nats over the second half of the schedule: a larger max_steps may gain more")
+            unit = " nats" if self.in_nats else ""
+            notes.append(f"the loss gained {gain:.3f}{unit} over the second half of the schedule: a larger max_steps may gain more")
         if interrupted:
             warnings.warn(notes[0], ConvergenceWarning, stacklevel=3)
         seconds = time.perf_counter() - start
         converged = not interrupted and not gain
-        return FlowFit(
-            self.flow, descent.history, descent.best, descent.best_step, converged, notes, seconds, self.loss_name, held_out
-        )
+        return FlowFit(self.flow, descent.history, descent.best, descent.best_step, converged, notes, seconds, self.loss_name, held_out, self.in_nats)
 
     def _report(self, descent: Descent, bar: Progress, batches: Batches | None) -> None:
         record = descent.history[-1]

@@ -111,9 +111,13 @@ def _labels(flow: Flow, labels: Any, count: int, device: torch.device) -> Tensor
 @torch.no_grad()
 def check_bound(flow: Flow, x: Tensor, context: Tensor | None) -> None:
     """Raise a ``DataError`` when much of the data lies where the first splines on their way are the identity."""
+    if flow.dim != flow.transform.dim:  # extra coordinates: what lies on the way there is not known
+        return
     parts: list[Any] = list(flow.transform.parts) if isinstance(flow.transform, Compose) else [flow.transform]
-    for part in reversed(parts):
-        bound = getattr(getattr(part, "univariate", None), "bound", None)
+    bounds = [getattr(getattr(part, "univariate", None), "bound", None) for part in parts]
+    if all(bound is None for bound in bounds):  # nothing to look for, which may be dear to find out
+        return
+    for part, bound in zip(reversed(parts), reversed(bounds), strict=True):
         if bound is not None:
             beyond = (x.abs() > bound).float().mean(0)
             worst = int(beyond.argmax())

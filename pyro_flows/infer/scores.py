@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 
-from ..transforms import Compose, ContractiveResidual, Coupling, Elementwise, FlowTransform
+from ..transforms import Compose, ContinuousFlow, ContractiveResidual, Coupling, Elementwise, FlowTransform
 from ..univariate import Univariate
 
 __all__ = ["has_fixed_points", "push_score"]
@@ -75,3 +75,8 @@ def _(transform: Coupling, x: Tensor, score: Tensor) -> Pushed:
     params, pull = vjp(lambda kept: transform.params(kept, moved), kept)  # type: ignore[misc]
     moved, log_slope, moved_score, passed = _move(transform.univariate, moved, params, moved_score)
     return transform.join(kept, moved), log_slope.sum(-1), transform.join(kept_score - pull(passed)[0], moved_score)
+
+
+@push_score.register
+def _(transform: ContinuousFlow, x: Tensor, score: Tensor) -> Pushed:
+    return transform.forward_with_score(x, score)

@@ -3,5 +3,7 @@
 from .lipschitz import LipschitzMLP, LipSwish
 from .masked import MaskedMLP
 from .mlp import MLP, Hypernetwork
+from .potential import PotentialNet
+from .velocity import AutoregressiveVelocity, VelocityMLP
 
-__all__ = ["MLP", "MaskedMLP", "Hypernetwork", "LipschitzMLP", "LipSwish"]
+__all__ = ["MLP", "MaskedMLP", "Hypernetwork", "LipschitzMLP", "LipSwish", "VelocityMLP", "PotentialNet", "AutoregressiveVelocity"]

@@ -1,10 +1,12 @@
-"""Numerical methods that know nothing of flows: roots and fixed points, traces and log determinants, quadrature, the normal's tails."""
+"""Numerical methods that know nothing of flows: roots, fixed points, traces, log determinants, ODEs, quadrature, the normal's tails."""
 
 from .fixed_points import FixedPoint, fixed_point
 from .log_det import Roulette, batch_jacobian, estimate_log_det, hutchinson_trace, log_det
 from .normal import log_ndtr, mills, ndtri_exp
+from .ode import Solver, integrate
 from .quadrature import clenshaw_curtis, integrate_from_zero
 from .roots import invert_monotone
+from .trace import Divergence, draw_probe, estimated_divergence, exact_divergence, reverse_products
 
 __all__ = [
     "invert_monotone",
@@ -15,6 +17,13 @@ __all__ = [
     "estimate_log_det",
     "Roulette",
     "hutchinson_trace",
+    "Divergence",
+    "draw_probe",
+    "estimated_divergence",
+    "exact_divergence",
+    "reverse_products",
+    "Solver",
+    "integrate",
     "clenshaw_curtis",
     "integrate_from_zero",
     "log_ndtr",

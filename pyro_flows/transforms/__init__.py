@@ -6,6 +6,7 @@ from .base import Conditioned, FlowTransform, Inverse
 from .block_autoregressive import BlockAutoregressive
 from .circulant import CirculantLinear
 from .compose import Compose
+from .continuous import ContinuousFlow
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .embedded import Embedded
@@ -46,6 +47,7 @@ __all__ = [
     "Sylvester",
     "BlockAutoregressive",
     "ContractiveResidual",
+    "ContinuousFlow",
     "Embedded",
     "Compose",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import OptionError, ShapeError
 from .base import FlowTransform
 
-__all__ = ["Compose"]
+__all__ = ["Compose", "layers_of"]
 
 
 class Compose(FlowTransform):
@@ -61,3 +61,10 @@ class Compose(FlowTransform):
             y, ladj = part.inverse_and_ladj(y, context if part.context_dim else None)  # type: ignore[operator]
             total = total + ladj
         return y, total
+
+
+def layers_of(transform: FlowTransform) -> list[FlowTransform]:
+    """The transforms that a transform is composed of, base to target, with compositions taken apart at every depth."""
+    if not isinstance(transform, Compose):
+        return [transform]
+    return [layer for part in transform.parts for layer in layers_of(part)]  # type: ignore[arg-type]
