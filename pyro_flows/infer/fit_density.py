@@ -71,7 +71,7 @@ def fit_density(
         coupling: which base draw a row is paired with in flow matching: ``"independent"``, or ``"ot"``, a close one of the same batch, which makes
             straighter paths.
         kinetic, jacobian: weights of the penalties on the paths of ``ContinuousFlow`` layers, see
-            :meth:`~pyro_flows.transforms.ContinuousFlow.regularization`; the validation loss is without them.
+            :meth:`~pyro_flows.transforms.ContinuousFlow.regularization`; the validation loss includes them.
         seed: every random number follows from it; the global random state is left alone.
         progress: whether to show a progress bar.
         callbacks: called with a dict of ``step, loss, validation, lr`` after every validation.
@@ -110,7 +110,7 @@ def fit_density(
         raise OptionError('objective="flow_matching" has no use for labels: leave them out')
     rows = read_rows(flow, x, context, labels)
     processes = Processes(rows.x.device)
-    loss_name = "flow matching loss" if matching else "negative log-likelihood"
+    loss_name = "flow matching loss" if matching else "penalised negative log-likelihood" if regularized else "negative log-likelihood"
     training = Training(flow, seed, progress, callbacks, checkpoint, "fit_density", loss_name, processes, matching is None)
     count = round(validation * len(rows.x))
     if validation and not 2 <= count <= len(rows.x) - 2:
@@ -123,12 +123,14 @@ def fit_density(
     every = min(100, max(20, len(kept.x) // batches.size))
     plan = Plan(max_steps, lr, weight_decay, every, patience)
 
+    def likelihood_loss(part: Rows) -> Tensor:
+        return regularized.loss(part) if regularized else -log_likelihood(flow, part)
+
     def loss() -> Tensor:
         index = batches.draw()
         if matching:  # every process draws for the whole batch, so that all use the same noise
             return matching.loss(kept.take(index), processes.share).sum() / batches.size
-        batch = kept.take(processes.share(index))
-        return (regularized.loss(batch) if regularized else -log_likelihood(flow, batch)).sum() / batches.size
+        return likelihood_loss(kept.take(processes.share(index))).sum() / batches.size
 
     def validate() -> float:
         with seeded(seed + 2**32):  # the same noise each time, where the loss has any
@@ -137,7 +139,7 @@ def fit_density(
                 sums = [matching.loss(held_out.take(index), processes.share).sum() for index in parts]
             else:
                 parts = processes.share(torch.arange(count)).split(_CHUNK)
-                sums = [-log_likelihood(flow, held_out.take(index)).sum() for index in parts]
+                sums = [likelihood_loss(held_out.take(index)).sum() for index in parts]
         total = torch.stack(sums).sum() if sums else rows.x.new_zeros(())
         return float(processes.sum(total)) / count
 
