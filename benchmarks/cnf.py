@@ -249,8 +249,8 @@ that one solve takes for 2,000 points. *Kinetic* is the mean of ∫‖f‖² dt 
 ## Penalties on the paths
 
 From one flow that 3,000 steps of flow matching have made, 600 steps of maximum likelihood through `dopri5` at 1e-4, with `kinetic=` and `jacobian=`
-both at the weight. Likelihood alone does not care how a point arrives, and leaves the paths as they are. A flow that likelihood trains from its zero
-start has short paths without any penalty (first table), and there the penalties save no more than a few evaluations.
+both at the weight. Likelihood alone does not care how a point arrives, and leaves the paths as they are. (A flow that likelihood trains from its zero
+start has short paths without any penalty, see the first table.)
 
 {penalties}
 ## Beside zuko
