@@ -1,6 +1,6 @@
 """pyro_flows: normalizing flows for Pyro. Fit a model, get a posterior, and know when to distrust it."""
 
-from . import diagnostics, distributions, errors, flows, guides, infer, nets, numerics, transforms, univariate
+from . import diagnostics, distributions, errors, flows, guides, infer, manifolds, nets, numerics, transforms, univariate
 from .distributions import Flow, FlowDistribution
 from .guides import AutoFlow
 from .infer import FlowVI, Posterior, distill, fit, fit_density
@@ -21,6 +21,7 @@ __all__ = [
     "flows",
     "guides",
     "infer",
+    "manifolds",
     "nets",
     "numerics",
     "transforms",

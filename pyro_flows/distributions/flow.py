@@ -11,7 +11,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from ..errors import DataError, OptionError, ShapeError
+from ..errors import DataError, OptionError, ShapeError, SupportError
 from ..transforms import Compose, FlowTransform, Standardize
 from .bases import Gaussian
 from .compiled import Compiled, Compiler
@@ -24,6 +24,13 @@ class FlowDistribution(dist.TransformedDistribution):
 
     Shapes, support, ``expand``, plates and validation are torch's own.
     """
+
+    def _validate_sample(self, value: Tensor) -> None:
+        manifold = getattr(self.transforms[-1], "manifold", None) if self.transforms else None
+        if manifold is None:
+            super()._validate_sample(value)
+        else:
+            manifold.validate(value, self)  # which says how far from the manifold a point lies, and allows for rounding
 
     def rsample_and_log_prob(self, sample_shape: torch.Size | Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Reparameterised draws of shape ``sample_shape + batch_shape + event_shape``, and their log density, in one pass.
@@ -63,6 +70,7 @@ class Flow(nn.Module):
 
     Raises:
         ShapeError: base and transforms differ in size, or a context is missing or unexpected.
+        SupportError: base and transforms live on different manifolds.
     """
 
     def __init__(self, base: nn.Module | int, transforms: FlowTransform | Sequence[FlowTransform], compile: bool = False) -> None:
@@ -74,6 +82,12 @@ class Flow(nn.Module):
         base_dim = getattr(self.base, "dim", self.transform.dim)
         if base_dim != self.transform.dim:
             raise ShapeError(f"Flow: the base has dim {base_dim}, the transforms have dim {self.transform.dim}")
+        if getattr(self.base, "manifold", None) != self.transform.manifold:
+            places = (getattr(self.base, "manifold", None) or "R^D", self.transform.manifold or "R^D")
+            raise SupportError(
+                f"Flow: the base lives on {places[0]}, the transforms on {places[1]}: give a base on the same manifold, such as "
+                "pf.manifolds.Uniform(manifold)"
+            )
         self._compiler = Compiler(self.transform) if compile else None
 
     @property

@@ -1,5 +1,6 @@
-"""Numerical methods that know nothing of flows: roots, fixed points, traces, log determinants, ODEs, quadrature, the normal's tails."""
+"""Numerical methods that know nothing of flows: roots, fixed points, traces, log determinants, ODEs, quadrature, special functions."""
 
+from .bessel import log_bessel
 from .fixed_points import FixedPoint, fixed_point
 from .log_det import Roulette, batch_jacobian, estimate_log_det, hutchinson_trace, log_det
 from .normal import log_ndtr, mills, ndtri_exp
@@ -26,6 +27,7 @@ __all__ = [
     "integrate",
     "clenshaw_curtis",
     "integrate_from_zero",
+    "log_bessel",
     "log_ndtr",
     "mills",
     "ndtri_exp",

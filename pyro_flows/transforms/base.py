@@ -64,6 +64,7 @@ class _Cached(Transform):
     codomain = constraints.real_vector
     bijective = True
     one_pass: Literal["both", "forward", "inverse"] = "both"  # the direction that costs one evaluation
+    manifold: Any = None  # where its points live, if not in R^D: see pyro_flows.manifolds
     _last: _Memory | None = None
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,7 +149,7 @@ class _Cached(Transform):
 
 
 class FlowTransform(_Cached, TransformModule):
-    """A bijection of ``R^D``, conditional on a context when ``context_dim > 0``.
+    """A bijection of ``R^D``, or of a manifold in it, conditional on a context when ``context_dim > 0``.
 
     Args:
         dim: number of coordinates ``D``.
@@ -265,7 +266,7 @@ class Inverse(FlowTransform):
         self.transform = transform
         transform.__dict__["_inv"] = self  # past nn.Module, which would take it for a part
         self.one_pass = {"both": "both", "forward": "inverse", "inverse": "forward"}[transform.one_pass]  # type: ignore[assignment]
-        self.domain, self.codomain = transform.codomain, transform.domain
+        self.domain, self.codomain, self.manifold = transform.codomain, transform.domain, transform.manifold
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform.inverse_and_ladj(x, context)
@@ -298,7 +299,7 @@ class Conditioned(_Cached):
     def __init__(self, transform: FlowTransform, context: Tensor) -> None:
         super().__init__()
         self.transform, self.context = transform, context
-        self.one_pass, self.domain, self.codomain = transform.one_pass, transform.domain, transform.codomain
+        self.domain, self.codomain, self.manifold, self.one_pass = transform.domain, transform.codomain, transform.manifold, transform.one_pass
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform.forward_and_ladj(x, self.context)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..errors import OptionError, ShapeError
+from ..errors import OptionError, ShapeError, SupportError
 from .base import FlowTransform
 
 __all__ = ["Compose", "layers_of"]
@@ -23,6 +23,7 @@ class Compose(FlowTransform):
     Raises:
         OptionError: no parts, or a part that is not a ``FlowTransform``.
         ShapeError: parts of different ``dim`` or ``context_dim``.
+        SupportError: parts of different manifolds, or of a manifold and of all of :math:`\mathbb{R}^D`.
     """
 
     def __init__(self, parts: Sequence[FlowTransform]) -> None:
@@ -37,8 +38,12 @@ class Compose(FlowTransform):
             raise ShapeError(f"Compose: parts have different dims {sorted(dims)}")
         if len(contexts) > 1:
             raise ShapeError(f"Compose: parts have different context_dims {sorted(contexts)}")
+        if any(p.manifold != parts[0].manifold for p in parts):
+            places = ", ".join(f"{type(p).__name__} on {p.manifold or 'R^D'}" for p in parts)
+            raise SupportError(f"Compose: parts must live in the same place, got {places}: a flow of several sites has one flow for each")
         super().__init__(dims.pop(), contexts.pop() if contexts else 0)
         self.parts = nn.ModuleList(parts)
+        self.domain, self.codomain, self.manifold = parts[0].domain, parts[-1].codomain, parts[0].manifold
         ways = {p.one_pass for p in parts} - {"both"}
         self.one_pass = ways.pop() if len(ways) == 1 else "both"  # type: ignore[assignment]
 

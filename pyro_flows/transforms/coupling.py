@@ -50,6 +50,7 @@ class Coupling(FlowTransform):
     kept_index: Tensor
     moved_index: Tensor
     back: Tensor
+    _inputs_per_kept = 1  # numbers that the conditioner sees of a kept coordinate
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Coupling(FlowTransform):
         self.register_buffer("moved_index", moved.nonzero().squeeze(-1))
         self.register_buffer("back", torch.cat([self.kept_index, self.moved_index]).argsort())
         self._runs = _as_runs(moved)
-        inputs, outputs = dim - len(self.moved_index) + context_dim, len(self.moved_index) * univariate.num_params
+        inputs, outputs = self._inputs_per_kept * len(self.kept_index) + context_dim, len(self.moved_index) * univariate.num_params
         self.net = MLP(inputs, outputs, hidden_features, activation) if inputs else Hypernetwork((outputs,))
 
     def extra_repr(self) -> str:
@@ -89,9 +90,13 @@ class Coupling(FlowTransform):
             return torch.cat([kept, moved], -1).index_select(-1, self.back)
         return torch.cat([kept, moved] if self._runs[1] else [moved, kept], -1)
 
+    def _seen(self, kept: Tensor) -> Tensor:
+        return kept
+
     def params(self, kept: Tensor, moved: Tensor, context: Tensor | None = None) -> Tensor:
         """The parameters of the map of each moved coordinate, ``(*moved.shape, P)``."""
-        given = kept if context is None else torch.cat([kept, context], -1)
+        seen = self._seen(kept)
+        given = seen if context is None else torch.cat([seen, context], -1)
         # One parameter of all coordinates after the other in memory: maps work through the parameters, not through the coordinates.
         return self.net(given).unflatten(-1, (self.univariate.num_params, moved.shape[-1])).mT.expand(*moved.shape, -1)
 

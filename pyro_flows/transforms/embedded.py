@@ -49,6 +49,7 @@ class Embedded(FlowTransform):
             raise ShapeError("Embedded: context_dim must be positive, the size of the raw context")
         self.features, self.transform = features, transform
         self.one_pass, self.domain, self.codomain = transform.one_pass, transform.domain, transform.codomain
+        self.manifold = transform.manifold
 
     def _check(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         super()._check(value, context)

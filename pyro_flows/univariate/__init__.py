@@ -1,10 +1,12 @@
-"""Increasing maps of the line, and one of the circle, as pure functions of a point and its parameters."""
+"""Increasing maps of the line, of the circle and of an interval, as pure functions of a point and its parameters."""
 
 from .affine import Affine, Shift, soft_clamp
 from .base import InvertedByRoot, Univariate
+from .circle import CircularShift, MobiusMixture
 from .circular import CircularSpline
 from .deep_sigmoid import DeepSigmoid
 from .gaussianization import Gaussianization
+from .interval import IntervalSpline
 from .mixture import MixtureCDF
 from .polynomial import BernsteinPolynomial, SumOfSquares
 from .sinh_arcsinh import SinhArcsinh
@@ -18,6 +20,9 @@ __all__ = [
     "Affine",
     "RationalQuadraticSpline",
     "CircularSpline",
+    "CircularShift",
+    "MobiusMixture",
+    "IntervalSpline",
     "SinhArcsinh",
     "MixtureCDF",
     "DeepSigmoid",

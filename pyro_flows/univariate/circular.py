@@ -45,6 +45,7 @@ class CircularSpline(RationalQuadraticSpline):
 
     bound: float = field(default=math.pi, init=False)
     _periodic: ClassVar[bool] = True
+    circular: ClassVar[bool] = True  # a map of the circle, for structures of angles
 
     @property
     def num_params(self) -> int:

@@ -1,0 +1,73 @@
+"""The uniform distributions of tori and of every manifold, as what flows start from."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from .distribution import ManifoldDistribution
+from .geometry import Manifold, Simplex, Sphere, Torus
+from .sphere_distributions import UniformSphere
+
+__all__ = ["UniformTorus", "Uniform"]
+
+
+class UniformTorus(ManifoldDistribution):
+    r"""The uniform distribution of :math:`d` angles: log density :math:`-d\log 2\pi` under :math:`d\theta_1\cdots d\theta_d`.
+
+    Args:
+        d: number of angles.
+        dtype, device: of the draws and densities.
+    """
+
+    has_rsample = True
+    parameter_dims = {"zero": 1}
+
+    def __init__(self, d: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None, validate_args: bool | None = None) -> None:
+        self.zero = torch.zeros(Torus(d).d, dtype=dtype, device=device)
+        super().__init__(Torus(d), (), validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return torch.full(torch.broadcast_shapes(value.shape, self.zero.shape)[:-1], -self.manifold.log_volume).to(value)
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        return self.manifold.random_uniform(shape[:-1], self.zero.dtype, self.zero.device)
+
+
+class Uniform(nn.Module):
+    """The uniform distribution on a manifold, as a base of flows; calling it gives the Pyro distribution.
+
+    Args:
+        manifold: a sphere, a simplex or a torus.
+
+    Raises:
+        OptionError: something else.
+
+    Example:
+        >>> Uniform(Sphere(3))().event_shape
+        torch.Size([3])
+    """
+
+    zero: Tensor
+
+    def __init__(self, manifold: Manifold) -> None:
+        super().__init__()
+        if not isinstance(manifold, Sphere | Simplex | Torus):
+            raise OptionError(f"Uniform: give a Sphere, a Simplex or a Torus, got {manifold!r}")
+        self.manifold, self.dim = manifold, manifold.size
+        self.register_buffer("zero", torch.zeros(manifold.size), persistent=False)
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        like = {"dtype": self.zero.dtype, "device": self.zero.device}
+        if isinstance(self.manifold, Sphere):
+            return UniformSphere(self.dim, **like, validate_args=False)  # type: ignore[arg-type]
+        if isinstance(self.manifold, Torus):
+            return UniformTorus(self.dim, **like, validate_args=False)  # type: ignore[arg-type]
+        return dist.Dirichlet(torch.ones_like(self.zero), validate_args=False)
+
+    def extra_repr(self) -> str:
+        return repr(self.manifold)

@@ -1,0 +1,87 @@
+"""What distributions on manifolds share: parameters with batch shapes, and points checked to lie where they should."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..errors import OptionError, ShapeError
+from .geometry import Manifold, can_look
+
+__all__ = ["ManifoldDistribution"]
+
+
+class ManifoldDistribution(dist.TorchDistribution):
+    """A distribution with a density under its manifold's measure. Subclasses set their parameters, and say how many dimensions each has."""
+
+    manifold: Manifold
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    parameter_dims: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, manifold: Manifold, batch_shape: Sequence[int], validate_args: bool | None = None) -> None:
+        self.manifold = manifold
+        super().__init__(torch.Size(batch_shape), torch.Size([manifold.size]), validate_args=False)
+        self._validate_args: bool = torch.distributions.Distribution._validate_args if validate_args is None else validate_args  # type: ignore[misc]
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The manifold's constraint."""
+        return self.manifold.support
+
+    def _validate_sample(self, value: Tensor) -> None:
+        self.manifold.validate(value, self)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ManifoldDistribution:
+        """A copy with parameters broadcast to another batch shape."""
+        new = self._get_checked_instance(type(self), _instance)
+        for name, value in self.__dict__.items():
+            if name in self.parameter_dims:
+                event = self.parameter_dims[name]
+                value = value.expand(torch.Size(batch_shape) + value.shape[value.dim() - event :])
+            if not name.startswith("_"):
+                setattr(new, name, value)
+        ManifoldDistribution.__init__(new, self.manifold, batch_shape, validate_args=self._validate_args)
+        return new
+
+    def rsample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
+        """Reparameterised draws."""
+        if not self.has_rsample:
+            raise NotImplementedError(f"{type(self).__name__}: draws cannot be differentiated without bias: use sample()")
+        return self._draw(self._extended_shape(torch.Size(sample_shape)))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
+        """Draws, without gradients."""
+        return self._draw(self._extended_shape(torch.Size(sample_shape)))
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        raise NotImplementedError
+
+
+def together(name: str, parameters: dict[str, tuple[Tensor, int]]) -> tuple[list[Tensor], torch.Size]:
+    """Parameters, given with how many dimensions each has, broadcast to one batch shape; and that shape."""
+    tensors = {key: torch.as_tensor(value) for key, (value, _) in parameters.items()}
+    dtype = torch.get_default_dtype() if not any(t.is_floating_point() for t in tensors.values()) else torch.float16
+    for t in tensors.values():
+        dtype = torch.promote_types(dtype, t.dtype)
+    events = {key: tensors[key].shape[tensors[key].dim() - dims :] for key, (_, dims) in parameters.items()}
+    for key, (_, dims) in parameters.items():
+        if tensors[key].dim() < dims:
+            raise ShapeError(f"{name}: {key} must have {dims} dimensions or more, got shape {tuple(tensors[key].shape)}")
+    try:
+        batch = torch.broadcast_shapes(*(tensors[key].shape[: tensors[key].dim() - dims] for key, (_, dims) in parameters.items()))
+    except RuntimeError:
+        shapes = ", ".join(f"{key} {tuple(t.shape)}" for key, t in tensors.items())
+        raise ShapeError(f"{name}: parameters do not broadcast: {shapes}") from None
+    return [t.to(dtype).expand(batch + events[key]) for key, t in tensors.items()], batch
+
+
+def require(condition: Tensor, message: str) -> None:
+    """An ``OptionError``, unless a condition holds everywhere; silent inside traced graphs."""
+    if can_look(condition) and not bool(condition.all()):
+        raise OptionError(message)

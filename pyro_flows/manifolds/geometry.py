@@ -1,0 +1,305 @@
+"""Spheres, simplices and tori as sets of points in coordinates, each with the one measure that densities on it refer to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ..errors import OptionError, ShapeError, SupportError
+from ..numerics.introspection import is_traced
+from .grids import circle_grid, simplex_grid, sphere_grid
+
+__all__ = ["Manifold", "Sphere", "Simplex", "Torus"]
+
+
+def _check_size(name: str, size: int, least: int) -> None:
+    if not isinstance(size, int) or size < least:
+        raise ShapeError(f"{name}: the number of coordinates must be an integer, at least {least}, got {size!r}")
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether values can be looked at: not while a graph is being made."""
+    return not is_traced() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+class Manifold:
+    """What transforms and distributions ask of a manifold. Points are vectors of shape ``(*batch, size)``.
+
+    ``size`` is the number of coordinates, ``intrinsic_dim`` the dimension, ``measure`` says in words what densities refer to.
+    """
+
+    measure: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates of a point."""
+        raise NotImplementedError
+
+    @property
+    def intrinsic_dim(self) -> int:
+        """Dimension of the manifold."""
+        return self.size
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The constraint that points obey."""
+        raise NotImplementedError
+
+    @property
+    def log_volume(self) -> float:
+        """Logarithm of the whole manifold's measure."""
+        raise NotImplementedError
+
+    def project(self, x: Tensor) -> Tensor:
+        """The point of the manifold that a vector stands for."""
+        raise NotImplementedError
+
+    def distance(self, x: Tensor) -> Tensor:
+        """How far points ``(*batch, size)`` are from the manifold, ``(*batch,)``."""
+        raise NotImplementedError
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        """An orthonormal basis of the tangent space at each point, ``(*batch, size, intrinsic_dim)``."""
+        raise NotImplementedError
+
+    def radius(self, z: Tensor) -> Tensor:
+        """Coordinatewise factor ``r`` that makes ``z -> r(z) f(z / r(z))`` a homogeneous extension of a map, the shape of ``z``."""
+        raise NotImplementedError
+
+    def random_uniform(self, shape: Sequence[int] = (), dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+        """Independent uniform points, ``(*shape, size)``."""
+        raise NotImplementedError
+
+    def quadrature(self, resolution: int = 200) -> tuple[Tensor, Tensor]:
+        """Points ``(N, size)`` and weights ``(N,)`` of a rule for integrals over the manifold's measure, in double precision."""
+        raise OptionError(f"{self!r} has no quadrature rule: circles, the sphere of R^3, the simplex of three parts and products of these have one")
+
+    def check(self, x: Tensor, name: str) -> None:
+        """Raise a ``SupportError`` for points that do not lie on the manifold; silent inside traced graphs, which cannot look."""
+        if not can_look(x) or x.numel() == 0:
+            return
+        far = self.distance(x.detach())
+        tolerance = max(1e-6, 1e3 * torch.finfo(x.dtype).eps)
+        if not bool((far <= tolerance).all()):  # NaN is off the manifold too
+            worst = int(far.nan_to_num(torch.inf).flatten().argmax())
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), far.shape)) if far.dim() else ()
+            raise SupportError(
+                f"{name}: {int((~(far <= tolerance)).sum())} of {far.numel()} points do not lie on {self!r}; the worst, at index {index}, is "
+                f"{far.flatten()[worst].item():.3g} away: {self._remedy(x)}"
+            )
+
+    def validate(self, value: Tensor, distribution: Distribution) -> None:
+        """What a distribution on the manifold asks of a point before it gives the density there."""
+        name, shape = type(distribution).__name__, distribution.batch_shape
+        if value.dim() == 0 or value.shape[-1] != self.size:
+            raise ShapeError(f"{name} expects points of shape (*batch, {self.size}), got {tuple(value.shape)}")
+        try:
+            torch.broadcast_shapes(value.shape[:-1], shape)
+        except RuntimeError:
+            raise ShapeError(f"{name} of batch shape {tuple(shape)} does not broadcast with points of shape {tuple(value.shape)}") from None
+        self.check(value, name)
+
+    def _remedy(self, x: Tensor) -> str:
+        return f"{self!r}.project(x) gives the points that they stand for"
+
+
+@dataclass(frozen=True)
+class Sphere(Manifold):
+    r"""The unit sphere :math:`S^{n-1}` of :math:`\mathbb{R}^n`, with its surface measure.
+
+    Args:
+        n: number of coordinates, at least 2: ``Sphere(2)`` is the circle, ``Sphere(3)`` the sphere of directions in space.
+
+    Example:
+        >>> round(math.exp(Sphere(3).log_volume) / math.pi, 6)
+        4.0
+    """
+
+    n: int
+    measure = "surface measure"
+
+    def __post_init__(self) -> None:
+        _check_size("Sphere", self.n, 2)
+
+    @property
+    def size(self) -> int:
+        return self.n
+
+    @property
+    def intrinsic_dim(self) -> int:
+        return self.n - 1
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.sphere
+
+    @property
+    def log_volume(self) -> float:
+        return math.log(2) + self.n / 2 * math.log(math.pi) - math.lgamma(self.n / 2)
+
+    def project(self, x: Tensor) -> Tensor:
+        """``x / |x|``."""
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+    def distance(self, x: Tensor) -> Tensor:
+        return (torch.linalg.vector_norm(x, dim=-1) - 1).abs()
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        """All but the first column of the Householder reflection that takes ``x`` to plus or minus the first axis: it never cancels."""
+        first = torch.zeros_like(x)
+        first[..., 0] = 1
+        v = x + torch.where(x[..., :1] >= 0, 1.0, -1.0) * first
+        reflection = torch.eye(self.n, dtype=x.dtype, device=x.device) - 2 * v.unsqueeze(-1) * (v / (v * v).sum(-1, keepdim=True)).unsqueeze(-2)
+        return reflection[..., 1:]
+
+    def radius(self, z: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(z, dim=-1, keepdim=True).expand_as(z)
+
+    def random_uniform(self, shape: Sequence[int] = (), dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+        return self.project(torch.randn(*shape, self.n, dtype=dtype, device=device))
+
+    def quadrature(self, resolution: int = 200) -> tuple[Tensor, Tensor]:
+        if self.n > 3:
+            return super().quadrature(resolution)
+        if self.n == 3:
+            return sphere_grid(resolution)
+        angle, weight = circle_grid(resolution)
+        return torch.stack([angle.cos(), angle.sin()], -1), weight
+
+
+def helmert(n: int, like: Tensor) -> Tensor:
+    """Orthonormal columns that span the vectors of sum zero, ``(n, n - 1)``: the directions of the simplex, and its ILR coordinates.
+
+    Made where ``like`` is, in each call: nothing is copied between devices, so a CUDA graph can hold it.
+    """
+    row, j = torch.arange(n, device=like.device)[:, None], torch.arange(1, n, device=like.device)
+    size = j.to(like.dtype)
+    return ((row < j) / size - (row == j).to(like.dtype)) * (size / (size + 1)).sqrt()
+
+
+@dataclass(frozen=True)
+class Simplex(Manifold):
+    r"""Compositions: :math:`n` positive parts of sum one, with the Lebesgue measure of the first :math:`n - 1` parts.
+
+    This is the convention of torch's ``Dirichlet``. The surface measure of the simplex in :math:`\mathbb{R}^n` is :math:`\sqrt n` times it, so a
+    log density that refers to that one is smaller by :math:`\frac12\log n`. Parts are positive: the edges do not belong to it.
+
+    Args:
+        n: number of parts, at least 2.
+    """
+
+    n: int
+    measure = "Lebesgue measure of the first n - 1 parts"
+
+    def __post_init__(self) -> None:
+        _check_size("Simplex", self.n, 2)
+
+    @property
+    def size(self) -> int:
+        return self.n
+
+    @property
+    def intrinsic_dim(self) -> int:
+        return self.n - 1
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.simplex
+
+    @property
+    def log_volume(self) -> float:
+        return -math.lgamma(self.n)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The closure ``x / sum(x)`` of positive amounts."""
+        return x / x.sum(-1, keepdim=True)
+
+    def distance(self, x: Tensor) -> Tensor:
+        """The sum's distance from one; infinite where a part is not positive."""
+        off = (x.sum(-1) - 1).abs()
+        return torch.where((x > 0).all(-1), off, torch.full_like(off, torch.inf))
+
+    def _remedy(self, x: Tensor) -> str:
+        if bool((x == 0).any()) and bool((x >= 0).all()):
+            share = "x.clamp_min(delta), divided by its sum, with delta below the smallest amount that was measurable"
+            return f"parts that are exactly zero have no logarithm, and density there is 0 or infinite. Replace them by a small share: {share}"
+        return f"parts must be positive and sum to one; {self!r}.project(x) divides positive amounts by their sum"
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        """Helmert's, the same everywhere."""
+        return helmert(self.n, x).expand(*x.shape, self.n - 1)
+
+    def radius(self, z: Tensor) -> Tensor:
+        return z.sum(-1, keepdim=True).expand_as(z)
+
+    def random_uniform(self, shape: Sequence[int] = (), dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+        return self.project(torch.empty(*shape, self.n, dtype=dtype, device=device).exponential_())
+
+    def quadrature(self, resolution: int = 200) -> tuple[Tensor, Tensor]:
+        return simplex_grid(resolution) if self.n == 3 else super().quadrature(resolution)
+
+
+@dataclass(frozen=True)
+class Torus(Manifold):
+    r""":math:`d` angles in :math:`[-\pi, \pi]`, both ends the same point, with the measure :math:`d\theta_1 \cdots d\theta_d`.
+
+    Args:
+        d: number of angles.
+
+    Example:
+        >>> Torus(1).project(torch.tensor([4.0]))
+        tensor([-2.2832])
+    """
+
+    d: int
+    measure = "Lebesgue measure of the angles"
+
+    def __post_init__(self) -> None:
+        _check_size("Torus", self.d, 1)
+
+    @property
+    def size(self) -> int:
+        return self.d
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return angles
+
+    @property
+    def log_volume(self) -> float:
+        return self.d * math.log(2 * math.pi)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Angles wrapped into ``[-pi, pi)``."""
+        return torch.remainder(x + math.pi, 2 * math.pi) - math.pi
+
+    def distance(self, x: Tensor) -> Tensor:
+        """How far outside the farthest angle lies."""
+        return torch.where(x.isnan(), x, (x.abs() - math.pi).clamp(min=0)).amax(-1)
+
+    def _remedy(self, x: Tensor) -> str:
+        return f"angles are in radians, between -pi and pi; {self!r}.project(x) wraps them"
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        return torch.eye(self.d, dtype=x.dtype, device=x.device).expand(*x.shape, self.d)
+
+    def radius(self, z: Tensor) -> Tensor:
+        return torch.ones_like(z)
+
+    def random_uniform(self, shape: Sequence[int] = (), dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+        return (2 * torch.rand(*shape, self.d, dtype=dtype, device=device) - 1) * math.pi
+
+    def quadrature(self, resolution: int = 200) -> tuple[Tensor, Tensor]:
+        if self.d > 2:
+            return super().quadrature(resolution)
+        angle, weight = circle_grid(resolution)
+        return torch.cartesian_prod(*[angle] * self.d).view(-1, self.d), torch.cartesian_prod(*[weight] * self.d).view(-1, self.d).prod(-1)
+
+
+angles = constraints.independent(constraints.interval(-math.pi, math.pi), 1)  # of every torus: the same object, so that supports compare equal
