@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.func import jacrev
 
 from pyro_flows import nets as N
 from pyro_flows import transforms as T
 from pyro_flows import univariate as U
 
 SEAM = 3.0  # half-width of the splines below: the battery tries points exactly there
+
+
+EXTREMES = (1e2, 1e3, 1e4, 1e5, 1e6, 0.0, SEAM)
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,44 @@ class Instance:
     param_scale: float = 0.3
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
-    def points(self, *batch: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-        return _normal(seed, *batch, self.dim).to(dtype)
+    def points(self, *batch: int, scale: float = 1.0, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+        return (scale * normal(seed, *batch, self.dim)).to(dtype)
 
     def context(self, *batch: int, seed: int = 2, dtype: torch.dtype = torch.float64) -> Tensor | None:
-        return _normal(seed, *batch, self.context_dim).to(dtype) if self.context_dim else None
+        return normal(seed, *batch, self.context_dim).to(dtype) if self.context_dim else None
+
+    # What the checks ask of the place where the points live: R^D here, a manifold in manifold_zoo.py.
+
+    def base(self, *batch: int) -> dist.TorchDistribution:
+        """A density whose draws can be differentiated."""
+        return dist.Normal(torch.zeros(*batch, self.dim, dtype=torch.float64), 1.0).to_event(1)
+
+    def moved(self, x: Tensor) -> Tensor:
+        """Other points."""
+        return x + 1
+
+    def along(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The part of a gradient at ``x`` that means something."""
+        return gradient
+
+    def log_det(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Of a map of one point, by automatic differentiation."""
+        return torch.linalg.slogdet(jacrev(f)(x))[1]
+
+    def log_det_by_differences(self, f: Callable[[Tensor], Tensor], x: Tensor, step: float = 1e-5) -> Tensor:
+        """Of a map at one row, by finite differences."""
+        steps = step * torch.eye(self.dim, dtype=x.dtype)
+        return torch.linalg.slogdet(torch.cat([(f(x + e) - f(x - e)) / (2 * step) for e in steps]))[1][None]
+
+    def extremes(self, dtype: torch.dtype) -> Tensor:
+        """Far away, at zero, and at the seams of splines: along each axis and along all."""
+        scale = torch.tensor(EXTREMES, dtype=dtype)
+        scale = torch.cat([scale, -scale, torch.nextafter(scale, 2 * scale), torch.nextafter(scale, 0 * scale)])
+        alone = scale[:, None] * torch.eye(self.dim, dtype=dtype).repeat_interleave(len(scale), 0).view(self.dim, -1, self.dim)
+        return torch.cat([alone.flatten(0, 1), scale[:, None].expand(-1, self.dim)])
 
 
-def _normal(seed: int, *shape: int) -> Tensor:
+def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -55,7 +90,7 @@ def perturbed(case: Instance, dtype: torch.dtype = torch.float64, seed: int = 0)
     """The instance with every parameter moved by ``param_scale`` times a standard normal: initial values hide errors."""
     transform = fresh(case, seed=seed)
     for i, p in enumerate(transform.parameters()):
-        p += case.param_scale * _normal(1000 * seed + i, *p.shape)
+        p += case.param_scale * normal(1000 * seed + i, *p.shape)
     return transform.to(dtype)
 
 
@@ -75,7 +110,9 @@ UNIVARIATES = {
         }
     ),
 }
-CIRCLE = {"circular": U.CircularSpline(bins=4)}  # of the circle, not of the line: test_univariate.py has its own checks of it
+# Of the circle and of an interval, not of the line: test_univariate.py and test_manifolds.py have their own checks of them.
+CIRCLE = {"circular": U.CircularSpline(bins=4), "mobius": U.MobiusMixture(3), "shift": U.CircularShift()}
+INTERVAL = {"interval": U.IntervalSpline(bins=4)}
 NOT_MAPS = (U.Univariate, U.InvertedByRoot)  # the protocol, and the half of a map
 
 _small = {"hidden_features": (8, 8)}

@@ -81,7 +81,7 @@ class CylinderAutoregressive(ManifoldTransform):
         def step(i: int, params: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal factor
             univariate = self.interval if i < len(heights) else self.circle
-            value, log_slope = getattr(univariate, way)(places[i], factor.unsqueeze(-1) * params.to(angle.dtype).view(*angle.shape, -1))
+            value, log_slope = getattr(univariate, way)(places[i], factor.unsqueeze(-1) * params.to(angle.dtype).view(*angle.shape, params.shape[-1]))
             seen = places[i] if one_pass else value
             factor = factor * ((1 - seen) * (1 + seen)).clamp(min=0)
             moved.append(value)

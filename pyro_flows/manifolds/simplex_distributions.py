@@ -117,7 +117,8 @@ class LogisticNormal(ManifoldDistribution):
 class GeneralizedDirichlet(ManifoldDistribution):
     r"""Sticks broken off one after the other by independent beta variables: :math:`p_i = v_i \prod_{j<i}(1 - v_j)`.
 
-    :math:`v_i \sim \mathrm{Beta}(a_i, b_i)`. Parts may be positively correlated, which Dirichlet's cannot; that is the case :math:`b_i = \sum_{j>i}\alpha_j`. Densities are under Lebesgue
+    :math:`v_i \sim \mathrm{Beta}(a_i, b_i)`. Parts may be positively correlated, which Dirichlet's cannot
+    (the case :math:`b_i = \sum_{j>i}\alpha_j`). Densities are under Lebesgue
     measure of the first :math:`n - 1` parts.
 
     Args:
