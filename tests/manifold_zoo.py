@@ -55,7 +55,7 @@ class ManifoldInstance(Instance):
         return torch.linalg.slogdet(slope @ there[0])[1][None]
 
     def extremes(self, dtype: torch.dtype) -> Tensor:
-        """Poles, and the near of them; edges and corners down to 1e-36, where gradients, which grow as 1/p, still are single-precision numbers; seams."""
+        """Poles and close by; edges and corners down to 1e-36, where gradients, which grow as 1/p, still are numbers in single precision; seams."""
         n = self.dim
         if isinstance(self.manifold, M.Sphere):
             poles = torch.cat([torch.eye(n), -torch.eye(n)]).to(dtype)
@@ -97,7 +97,9 @@ def _sphere(n: int, context_dim: int = 0) -> list[ManifoldInstance]:
         "cylinder-sampling": partial(M.CylinderAutoregressive, n, context_dim, "sampling", 4, **_small),
         "cylinder": partial(M.CylinderAutoregressive, n, context_dim, "density", 4, **_small),
     }
-    return [_on(where, f"sphere-{name}-{n}{c}", make, context_dim, exceptions=one_height if "cylinder" in name else {}) for name, make in makes.items()]
+    return [
+        _on(where, f"sphere-{name}-{n}{c}", make, context_dim, exceptions=one_height if "cylinder" in name else {}) for name, make in makes.items()
+    ]
 
 
 def _simplex(n: int, context_dim: int = 0) -> list[ManifoldInstance]:
@@ -113,7 +115,9 @@ def _simplex(n: int, context_dim: int = 0) -> list[ManifoldInstance]:
         **{f"flow-{chart}": partial(through, chart) for chart in ("alr", "stick_breaking", "ilr")},
     }
     # A matrix is free: at larger perturbations some are nearly singular.
-    found = [_on(where, f"simplex-{name}-{n}{c}", make, context_dim, param_scale=0.1 if name == "generalized" else 0.3) for name, make in makes.items()]
+    found = [
+        _on(where, f"simplex-{name}-{n}{c}", make, context_dim, param_scale=0.1 if name == "generalized" else 0.3) for name, make in makes.items()
+    ]
     lonely = {"gradient:transform.parts.0.lower": "a single coordinate", "gradient:transform.parts.0.upper": "a single coordinate"}
     found = [replace(case, exceptions=lonely) if n == 2 and "flow" in case.id else case for case in found]
     return [_on(where, f"simplex-negative-{n}{c}", partial(M.Calibration, n, context_dim, -0.7), context_dim, exceptions=_turned), *found]

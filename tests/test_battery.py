@@ -13,12 +13,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from manifold_zoo import MANIFOLD_ZOO
 from pyro.distributions.conditional import ConditionalTransform, ConditionalTransformedDistribution
 from pyro.nn.module import PyroModule, to_pyro_module_
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from manifold_zoo import MANIFOLD_ZOO
 from zoo import CIRCLE, INTERVAL, NOT_MAPS, UNIVARIATES, Instance, fresh, perturbed
 from zoo import ZOO as EUCLIDEAN
 

@@ -11,8 +11,9 @@ transformed. Each starts at the identity: the flow is its base until it is train
 
 from .classic import cinn, flow_gmm, iaf, maf, nice, nsf, nsf_ar, realnvp
 from .continuous import cnf
+from .manifold import simplex, sphere, torus
 from .mixing import bnaf, planar, radial, residual, sylvester
 from .monotone import bernstein, flowpp, gaussianization, naf, sos, umnn
 
 __all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar", "cinn", "naf", "umnn", "flowpp", "gaussianization", "sos", "bernstein"]
-__all__ += ["planar", "radial", "sylvester", "bnaf", "residual", "cnf", "flow_gmm"]
+__all__ += ["planar", "radial", "sylvester", "bnaf", "residual", "cnf", "flow_gmm", "sphere", "simplex", "torus"]

@@ -26,8 +26,10 @@ __all__ = ["AutoFlow"]
 
 FlowSpec = str | Flow | FlowTransform | Callable[[int], Flow | FlowTransform] | None
 BASES: dict[str, Callable[[int], nn.Module]] = {"normal": Gaussian, "student_t": StudentT}
-NO_GUIDES = {"flow_gmm": "draws of its base cannot be reparameterised"}  # recipes, and why not
 GUIDE_OPTIONS: dict[str, dict[str, Any]] = {"cnf": {"solver": "rk4", "steps": 4}}  # of recipes: graphs want fixed steps
+NO_GUIDES = {"flow_gmm": "draws of its base cannot be reparameterised"} | dict.fromkeys(
+    ("sphere", "simplex", "torus"), "its points live on a manifold, and AutoFlow's in unconstrained space: use AutoManifoldFlow"
+)  # recipes, and why not
 _FULL_RANK_UP_TO, _LOW_RANK_UP_TO = 300, 2000
 
 

@@ -4,7 +4,7 @@ Points are vectors in coordinates: ``n`` numbers for a direction of ``R^n`` or a
 to surface measure on spheres, to Lebesgue measure of the first ``n - 1`` parts on simplices (as torch's ``Dirichlet``), and of the angles on tori.
 """
 
-from .bases import Uniform, UniformTorus
+from .bases import Dirichlet, Uniform, UniformTorus
 from .charts import ALR, ILR, StickBreaking
 from .cylinder import CylinderAutoregressive
 from .distribution import ManifoldDistribution
@@ -48,6 +48,7 @@ __all__ = [
     "TorusAutoregressive",
     "ManifoldDistribution",
     "Uniform",
+    "Dirichlet",
     "UniformSphere",
     "VonMisesFisher",
     "PowerSpherical",

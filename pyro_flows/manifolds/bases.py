@@ -11,7 +11,7 @@ from .distribution import ManifoldDistribution
 from .geometry import Manifold, Simplex, Sphere, Torus
 from .sphere_distributions import UniformSphere
 
-__all__ = ["UniformTorus", "Uniform"]
+__all__ = ["UniformTorus", "Uniform", "Dirichlet"]
 
 
 class UniformTorus(ManifoldDistribution):
@@ -32,7 +32,7 @@ class UniformTorus(ManifoldDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return torch.full(torch.broadcast_shapes(value.shape, self.zero.shape)[:-1], -self.manifold.log_volume).to(value)
+        return torch.full_like(value[..., 0], -self.manifold.log_volume).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 
     def _draw(self, shape: torch.Size) -> Tensor:
         return self.manifold.random_uniform(shape[:-1], self.zero.dtype, self.zero.device)
@@ -68,6 +68,42 @@ class Uniform(nn.Module):
         if isinstance(self.manifold, Torus):
             return UniformTorus(self.dim, **like, validate_args=False)  # type: ignore[arg-type]
         return dist.Dirichlet(torch.ones_like(self.zero), validate_args=False)
+
+    def extra_repr(self) -> str:
+        return repr(self.manifold)
+
+
+class Dirichlet(nn.Module):
+    """Dirichlet's distribution as a base of flows, with free concentrations; calling it gives the Pyro distribution.
+
+    Args:
+        n: number of parts.
+        concentration: where all concentrations start, positive.
+        trainable: whether they are learned.
+
+    Raises:
+        OptionError: a concentration that is not positive.
+
+    Example:
+        >>> Dirichlet(3)().event_shape
+        torch.Size([3])
+    """
+
+    log_concentration: Tensor
+
+    def __init__(self, n: int, concentration: float = 1.0, trainable: bool = True) -> None:
+        super().__init__()
+        if not 0 < concentration < float("inf"):
+            raise OptionError(f"Dirichlet: concentration must be positive, got {concentration}")
+        self.manifold, self.dim = Simplex(n), n
+        start = torch.full((n,), float(concentration)).log()
+        if trainable:
+            self.log_concentration = nn.Parameter(start)
+        else:
+            self.register_buffer("log_concentration", start)
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        return dist.Dirichlet(self.log_concentration.exp(), validate_args=False)
 
     def extra_repr(self) -> str:
         return repr(self.manifold)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -63,12 +63,13 @@ class ManifoldDistribution(dist.TorchDistribution):
         raise NotImplementedError
 
 
-def together(name: str, parameters: dict[str, tuple[Tensor, int]]) -> tuple[list[Tensor], torch.Size]:
-    """Parameters, given with how many dimensions each has, broadcast to one batch shape; and that shape."""
-    tensors = {key: torch.as_tensor(value) for key, (value, _) in parameters.items()}
-    dtype = torch.get_default_dtype() if not any(t.is_floating_point() for t in tensors.values()) else torch.float16
-    for t in tensors.values():
+def together(name: str, parameters: Mapping[str, tuple[Tensor | float, int]]) -> tuple[list[Tensor], torch.Size]:
+    """Parameters, given with how many dimensions each has, broadcast to one batch shape and dtype; and that shape."""
+    given = [value for value, _ in parameters.values() if isinstance(value, Tensor)]
+    dtype = next((t.dtype for t in given if t.is_floating_point()), torch.get_default_dtype())
+    for t in given:
         dtype = torch.promote_types(dtype, t.dtype)
+    tensors = {key: torch.as_tensor(value, dtype=dtype, device=given[0].device) for key, (value, _) in parameters.items()}
     events = {key: tensors[key].shape[tensors[key].dim() - dims :] for key, (_, dims) in parameters.items()}
     for key, (_, dims) in parameters.items():
         if tensors[key].dim() < dims:
@@ -78,7 +79,7 @@ def together(name: str, parameters: dict[str, tuple[Tensor, int]]) -> tuple[list
     except RuntimeError:
         shapes = ", ".join(f"{key} {tuple(t.shape)}" for key, t in tensors.items())
         raise ShapeError(f"{name}: parameters do not broadcast: {shapes}") from None
-    return [t.to(dtype).expand(batch + events[key]) for key, t in tensors.items()], batch
+    return [t.expand(batch + events[key]) for key, t in tensors.items()], batch
 
 
 def require(condition: Tensor, message: str) -> None:

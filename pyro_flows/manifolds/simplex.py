@@ -68,8 +68,8 @@ class Calibration(_InChart):
 
     Example:
         >>> layer = Calibration(3, temperature=2.0)
-        >>> layer(torch.tensor([0.04, 0.16, 0.8])).div(0.2 / 1.4944).round(decimals=3)
-        tensor([1.0000, 2.0000, 4.4720])
+        >>> layer(torch.tensor([0.04, 0.16, 0.8])).detach()  # in proportion to square roots
+        tensor([0.1338, 0.2677, 0.5985])
 
     Reference: On calibration of modern neural networks (Guo et al., 2017), https://arxiv.org/abs/1706.04599
     """

@@ -47,9 +47,8 @@ class SimplicialGeneralizedBeta(ManifoldDistribution):
         self, concentration: Tensor, temperature: Tensor | float = 1.0, shift: Tensor | None = None, validate_args: bool | None = None
     ) -> None:
         name = "SimplicialGeneralizedBeta"
-        given = {"concentration": (concentration, 1), "temperature": (temperature, 0), "shift": (torch.zeros(1) if shift is None else shift, 1)}
-        (self.concentration, self.temperature, self.shift), batch = together(name, given)  # type: ignore[arg-type]
-        self.shift = self.shift.expand_as(self.concentration) if shift is None else self.shift
+        given = {"concentration": (concentration, 1), "temperature": (temperature, 0), "shift": (concentration * 0 if shift is None else shift, 1)}
+        (self.concentration, self.temperature, self.shift), batch = together(name, given)
         if self.shift.shape != self.concentration.shape:
             raise ShapeError(f"{name}: concentration and shift have {self.concentration.shape[-1]} and {self.shift.shape[-1]} parts")
         super().__init__(Simplex(self.concentration.shape[-1]), batch, validate_args)

@@ -40,7 +40,7 @@ class UniformSphere(ManifoldDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return torch.full(torch.broadcast_shapes(value.shape, self.zero.shape)[:-1], -self.manifold.log_volume).to(value)
+        return torch.full_like(value[..., 0], -self.manifold.log_volume).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 
     def _draw(self, shape: torch.Size) -> Tensor:
         return self.manifold.random_uniform(shape[:-1], self.zero.dtype, self.zero.device)
@@ -60,7 +60,7 @@ class _Around(ManifoldDistribution):
 
     def __init__(self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = None) -> None:
         name = type(self).__name__
-        (self.loc, self.concentration), batch = together(name, {"loc": (loc, 1), "concentration": (concentration, 0)})  # type: ignore[dict-item]
+        (self.loc, self.concentration), batch = together(name, {"loc": (loc, 1), "concentration": (concentration, 0)})
         super().__init__(Sphere(self.loc.shape[-1]), batch, validate_args)
         if self._validate_args:
             self.manifold.check(self.loc, f"{name}: loc")
@@ -75,6 +75,9 @@ class _Around(ManifoldDistribution):
         around = unit(around - dot(around, loc) * loc)
         gap = gap.unsqueeze(-1)
         return unit((1 - gap) * loc + (gap * (2 - gap)).clamp(min=torch.finfo(gap.dtype).tiny).sqrt() * around).to(self.loc)
+
+
+_NEARLY_UNIFORM = 1e-5  # concentration below which two terms of a power series are exact enough
 
 
 class VonMisesFisher(_Around):
@@ -124,8 +127,10 @@ class VonMisesFisher(_Around):
     def _gap(self, shape: torch.Size) -> Tensor:
         (kappa,) = widened(self.concentration)
         if self.manifold.size == 3:
-            kappa = kappa.clamp(min=1e-6)  # below, the difference from the uniform distribution is less than that
-            return -torch.log1p(torch.rand(shape, dtype=kappa.dtype, device=kappa.device) * torch.expm1(-2 * kappa)) / kappa
+            u = torch.rand(shape, dtype=kappa.dtype, device=kappa.device)
+            some = kappa.clamp(min=_NEARLY_UNIFORM)
+            gap = -torch.log1p(u * torch.expm1(-2 * some)) / some
+            return torch.where(kappa < _NEARLY_UNIFORM, 2 * u * (1 - (1 - u) * kappa), gap)
         return _wood(kappa.expand(shape), self.manifold.size)
 
 

@@ -149,7 +149,7 @@ class Kent(ManifoldDistribution):
     def __init__(self, frame: Tensor, concentration: Tensor | float, ovalness: Tensor | float, validate_args: bool | None = None) -> None:
         check_matrix("Kent", "frame", frame, 3)
         given = {"frame": (frame, 2), "concentration": (concentration, 0), "ovalness": (ovalness, 0)}
-        (self.frame, self.concentration, self.ovalness), batch = together("Kent", given)  # type: ignore[arg-type]
+        (self.frame, self.concentration, self.ovalness), batch = together("Kent", given)
         super().__init__(Sphere(3), batch, validate_args)
         if self._validate_args:
             off = (self.frame.mT @ self.frame - torch.eye(3).to(self.frame)).abs()

@@ -1,0 +1,607 @@
+"""Densities on manifolds: one measure each, to which they integrate to one; oracles, samplers, rounding, and what bad input gets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from manifold_zoo import MANIFOLD_ZOO, ManifoldInstance
+from scipy import stats
+from torch import Tensor
+from zoo import CIRCLE, INTERVAL, normal, perturbed
+
+import pyro_flows as pf
+from pyro_flows import manifolds as M
+from pyro_flows import transforms as T
+from pyro_flows.errors import OptionError, ShapeError, SupportError
+from pyro_flows.manifolds.grids import circle_grid, gauss_legendre
+from pyro_flows.numerics import log_bessel
+
+WAYS = ("forward_and_ladj", "inverse_and_ladj")
+
+
+def close(actual: Tensor, expected: Tensor, tol: float = 1e-10) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
+
+
+def grid_size(manifold: M.Manifold) -> int:
+    return 4000 if manifold.intrinsic_dim == 1 else 250
+
+
+def total(d: dist.TorchDistribution, manifold: M.Manifold, resolution: int | None = None) -> float:
+    x, w = manifold.quadrature(resolution or grid_size(manifold))
+    return float((d.log_prob(x).exp() * w).sum())
+
+
+def unit(n: int, seed: int = 0) -> Tensor:
+    return M.Sphere(n).project(normal(seed, n))
+
+
+# --- geometry
+
+MANIFOLDS = [M.Sphere(2), M.Sphere(5), M.Simplex(2), M.Simplex(4), M.Torus(3), M.Product(M.Sphere(3), M.Simplex(3), M.Torus(2))]
+EXACT = [M.Sphere(2), M.Sphere(3), M.Simplex(3), M.Torus(1), M.Torus(2), M.Product(M.Sphere(2), M.Torus(1))]
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+def test_geometry(manifold):
+    x = manifold.random_uniform((4, 100), dtype=torch.float64)
+    assert x.shape == (4, 100, manifold.size) and manifold.support.check(x).all() and manifold.support.event_dim == 1
+    assert manifold.distance(x).max() < 1e-12
+    close(manifold.project(x), x)
+    basis = manifold.tangent_basis(x)
+    assert basis.shape == (4, 100, manifold.size, manifold.intrinsic_dim)
+    close(basis.mT @ basis, torch.eye(manifold.intrinsic_dim).double().expand(4, 100, -1, -1))
+    moved = manifold.project(x + 1e-6 * basis[..., 0])
+    close((moved - x) / 1e-6, basis[..., 0], 1e-4)  # tangent: the manifold follows it
+    assert type(manifold)(**{k: v for k, v in vars(manifold).items()}) == manifold if not isinstance(manifold, M.Product) else True
+    assert manifold.measure
+
+
+@pytest.mark.parametrize("manifold", EXACT, ids=str)
+def test_quadrature(manifold):
+    x, w = manifold.quadrature(60)
+    assert float(w.sum()) == pytest.approx(math.exp(manifold.log_volume), rel=1e-9)
+    assert manifold.support.check(x.float()).float().mean() > 0.99
+    draws = manifold.random_uniform((100_000,), dtype=torch.float64)
+    for f in (torch.cos, torch.square):
+        values = f(draws)
+        z = (values.mean(0) - (f(x) * w[:, None]).sum(0) / w.sum()) / (values.std(0) / len(draws) ** 0.5)
+        assert z.abs().max() < 4.5
+
+
+def test_no_quadrature_is_said():
+    for manifold in (M.Sphere(4), M.Simplex(4), M.Torus(3)):
+        with pytest.raises(OptionError, match="no quadrature"):
+            manifold.quadrature()
+
+
+@pytest.mark.parametrize("case", [c for c in MANIFOLD_ZOO if not c.context_dim], ids=lambda c: c.id)
+def test_both_referees_agree_with_the_formula(case: ManifoldInstance):
+    transform, x = perturbed(case), case.points(30, scale=0.5)
+    y, ladj = transform.forward_and_ladj(x)
+    for method in ("homogeneous", "tangent"):
+        found = M.log_volume_ratio(lambda z: transform.forward_and_ladj(z)[0], x, case.manifold, method)
+        close(found, ladj, 1e-9)
+    close(M.volume_ratio(lambda z: transform.forward_and_ladj(z)[0], x, case.manifold), ladj.exp(), 1e-8)
+    assert case.manifold.distance(y).max() < 1e-12
+
+
+def test_ratios_of_a_product_add_up():
+    manifold = M.Product(M.Sphere(3), M.Torus(1), M.Simplex(3))
+    cases = [next(c for c in MANIFOLD_ZOO if c.id == id) for id in ("sphere-affine-3", "torus-elementwise-circular-1", "simplex-calibration-3")]
+    transforms = [perturbed(c) for c in cases]
+    sizes = [p.size for p in manifold.parts]
+
+    def f(x: Tensor) -> Tensor:
+        return torch.cat([t.forward_and_ladj(r)[0] for t, r in zip(transforms, x.split(sizes, -1), strict=True)], -1)
+
+    x = torch.cat([c.points(5, scale=0.5) for c in cases], -1)
+    expected = sum(t.forward_and_ladj(r)[1] for t, r in zip(transforms, x.split(sizes, -1), strict=True))
+    for method in ("homogeneous", "tangent"):
+        close(M.log_volume_ratio(f, x, manifold, method), expected, 1e-9)
+    with pytest.raises(OptionError, match="method"):
+        M.volume_ratio(f, x, manifold, "gram")
+
+
+# --- densities of flows
+
+
+def fine(manifold: M.Manifold) -> tuple[Tensor, Tensor]:
+    """Grids for splines, whose densities have kinks, where equal steps converge slowly."""
+    if manifold == M.Sphere(3):
+        z, w = (t.repeat_interleave(1000) for t in gauss_legendre(2000))
+        phi, r = circle_grid(1000)[0].repeat(2000), (1 - z * z).sqrt()
+        return torch.stack([r * phi.cos(), r * phi.sin(), z], -1), w * (2 * math.pi / 1000)
+    return manifold.quadrature(40_000 if manifold == M.Sphere(2) else 1500)
+
+
+INTEGRABLE = [c for c in MANIFOLD_ZOO if c.manifold in (M.Sphere(2), M.Sphere(3), M.Simplex(3))]
+
+
+@pytest.mark.parametrize("case", INTEGRABLE, ids=lambda c: c.id)
+def test_flows_integrate_to_one(case: ManifoldInstance):
+    transform = perturbed(case)
+    bound = transform.condition(case.context()) if case.context_dim else transform
+    d = pf.FlowDistribution(case.base(), [bound])
+    kinks = any(name in case.id for name in ("axis", "cylinder", "flow", "compose"))
+    x, w = fine(case.manifold) if kinks else case.manifold.quadrature(grid_size(case.manifold))
+    with torch.no_grad():
+        parts = [(d.log_prob(a).exp() * b).sum() for a, b in zip(x.split(200_000), w.split(200_000), strict=True)]
+    assert float(sum(parts)) == pytest.approx(1, abs=1e-6 if not kinks or isinstance(case.manifold, M.Sphere) and "compose" not in case.id else 5e-6)
+
+
+@pytest.mark.parametrize("name", CIRCLE)
+def test_flows_of_angles_integrate_to_one(name):
+    for d, make in ((1, M.TorusElementwise), (2, M.TorusCoupling), (2, M.TorusAutoregressive)):
+        case = ManifoldInstance("", lambda make=make, d=d: make(CIRCLE[name], d), d, manifold=M.Torus(d))
+        flow = pf.Flow(M.Uniform(M.Torus(d)), perturbed(case)).double()
+        smooth = name != "circular"  # in two dimensions a spline's kinks cost digits of any grid
+        with torch.no_grad():
+            resolution = 20_000 if d == 1 else 200 if smooth else 1000
+            assert total(flow(), M.Torus(d), resolution) == pytest.approx(1, abs=1e-6 if smooth or d == 1 else 1e-4)
+
+
+def test_splines_of_angles_integrate_to_one_between_knots():
+    """A spline's slope has kinks at its knots, where equal steps converge slowly: the integral over each bin, by its ends, is exact."""
+    f, params = CIRCLE["circular"], normal(3, 13)
+    x = torch.linspace(-math.pi, math.pi, 200_001).double()
+    slope = f.forward(x, params.expand(len(x), -1))[1].exp()
+    assert torch.trapezoid(slope, x).item() / (2 * math.pi) == pytest.approx(1, abs=1e-8)
+
+
+# --- distributions
+
+_frame = torch.linalg.qr(normal(7, 3, 3))[0]
+_alpha, _shift = torch.tensor([0.7, 2.0, 3.5]).double(), torch.tensor([0.4, -0.3, 0.1]).double()
+DISTRIBUTIONS = {
+    **{f"vmf-{n}-{k}": M.VonMisesFisher(unit(n), torch.tensor(k).double()) for n in (2, 3) for k in (0.0, 1e-3, 0.7, 20.0, 300.0)},
+    **{f"power-{n}-{k}": M.PowerSpherical(unit(n), torch.tensor(k).double()) for n in (2, 3) for k in (0.0, 2.7, 20.0)},
+    **{f"acg-{n}": M.AngularCentralGaussian(normal(n, n, n).tril() + 2 * torch.eye(n).double()) for n in (2, 3)},
+    **{f"affine-{n}": M.AffineUniform(m := normal(n, n, n) + 2 * torch.eye(n).double(), 0.7 * m @ unit(n)) for n in (2, 3)},
+    **{f"kent-{k}-{b}": M.Kent(_frame, torch.tensor(k).double(), b) for k, b in ((0.0, 0.0), (8.0, 2.5), (1.0, 0.5), (100.0, 50.0), (500.0, 60.0))},
+    **{f"uniform-{n}": M.UniformSphere(n, torch.float64) for n in (2, 3)},
+    **{f"uniform-torus-{d}": M.UniformTorus(d, torch.float64) for d in (1, 2)},
+    **{f"sgb-{a}": M.SimplicialGeneralizedBeta(_alpha, a, _shift) for a in (1.0, 0.6, 1.8, -0.8)},
+    "logistic-normal": M.LogisticNormal(torch.tensor([0.3, -1.0]).double(), torch.tensor([[1.0, 0.0], [0.5, 0.4]]).double()),
+    "generalized-dirichlet": M.GeneralizedDirichlet(torch.tensor([1.3, 2.0]).double(), torch.tensor([0.8, 3.0]).double()),
+}
+each = pytest.mark.parametrize("d", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+
+
+@each
+def test_distributions_integrate_to_one(d):
+    assert total(d, d.manifold) == pytest.approx(1, abs=1e-8)
+
+
+@each
+def test_draws_have_the_density(d):
+    x, w = d.manifold.quadrature(grid_size(d.manifold))
+    p, draws = d.log_prob(x).exp() * w, d.sample((100_000,))
+    d.manifold.check(draws, "draws")
+    for f in (lambda x: x, lambda x: x * x, lambda x: x * x.roll(1, -1)):
+        values = f(draws)
+        error = values.std(0) / len(draws) ** 0.5 + 1e-12
+        assert ((values.mean(0) - p @ f(x)) / error).abs().max() < 4.5
+    try:
+        mean = d.mean
+    except NotImplementedError:
+        return
+    close(p @ x, mean, 1e-7)
+
+
+@each
+def test_distributions_have_batches(d):
+    wide = d.expand((4, 5))
+    assert wide.batch_shape == (4, 5) and wide.event_shape == d.event_shape
+    x = wide.sample((3,))
+    assert x.shape == (3, 4, 5, *d.event_shape) and x.dtype == torch.float64
+    close(wide.log_prob(x), d.log_prob(x))
+    assert d.log_prob(x[0, 0, 0]).shape == () and wide.log_prob(x[0, 0, 0]).shape == (4, 5)
+    assert wide.to_event(1).log_prob(x).shape == (3, 4) and wide.expand((2, 4, 5)).batch_shape == (2, 4, 5)
+    with pyro.plate("rows", 5):
+        assert pyro.sample("x", d).shape == (5, *d.event_shape)
+
+
+def test_parameters_may_have_batches():
+    loc, kappa = M.Sphere(4).random_uniform((3, 1)), torch.tensor([0.5, 5.0])
+    for make in (M.VonMisesFisher, M.PowerSpherical):
+        d = make(loc, kappa)
+        x = d.sample((7,))
+        assert d.batch_shape == (3, 2) and x.shape == (7, 3, 2, 4)
+        close(d.log_prob(x)[:, 1, 1], make(loc[1, 0], kappa[1]).log_prob(x[:, 1, 1]), 1e-6)
+    d = M.AffineUniform(torch.eye(3).expand(2, 3, 3), torch.zeros(3))
+    assert d.batch_shape == (2,) and d.sample().shape == (2, 3)
+    d = M.SimplicialGeneralizedBeta(torch.ones(4, 3), torch.tensor([[1.0], [2.0]]))
+    assert d.batch_shape == (2, 4) and d.sample((5,)).shape == (5, 2, 4, 3)
+
+
+RSAMPLED = {k: d for k, d in DISTRIBUTIONS.items() if d.has_rsample and d.parameter_dims and "uniform" not in k}
+
+
+@pytest.mark.parametrize("name", RSAMPLED)
+def test_gradients_of_draws_are_unbiased(name):
+    """Against the gradient of the quadrature of an expectation, by every parameter."""
+    d = RSAMPLED[name]
+    parameters = {k: getattr(d, k).clone().requires_grad_() for k in d.parameter_dims}
+    again = type(d)(**parameters, validate_args=False)
+
+    def f(x: Tensor) -> Tensor:
+        return (x * torch.linspace(-1, 2, x.shape[-1]).double()).sum(-1) + x[..., 0] ** 2
+
+    x, w = d.manifold.quadrature(grid_size(d.manifold))
+    exact = torch.autograd.grad((again.log_prob(x).exp() * w * f(x)).sum(), list(parameters.values()), allow_unused=True)
+    draws = [torch.autograd.grad(f(again.rsample((2000,))).mean(), list(parameters.values()), allow_unused=True) for _ in range(30)]
+    for i, (key, g) in enumerate(zip(parameters, exact, strict=True)):
+        found = torch.stack([row[i] for row in draws])
+        mean, error = found.mean(0), found.std(0) / len(found) ** 0.5 + 1e-9
+        if key == "loc" and isinstance(d.manifold, M.Sphere):  # the density formula and the draws continue a unit vector differently off the sphere
+            basis = d.manifold.tangent_basis(parameters["loc"].detach())
+            mean, g, error = mean @ basis, g @ basis, error.max()
+        if key in ("scale_tril",):
+            mean, g = mean.tril(), g.tril()
+        assert ((mean - g) / error).abs().max() < 5, key
+
+
+def test_von_mises_fisher_has_no_biased_gradient():
+    for n in (2, 4, 5):
+        d = M.VonMisesFisher(unit(n), torch.tensor(2.0, requires_grad=True))
+        assert not d.has_rsample and not d.sample().requires_grad
+        with pytest.raises(NotImplementedError, match="biased|bias"):
+            d.rsample()
+
+
+# --- oracles
+
+
+@pytest.mark.parametrize("n", (2, 3, 5, 12, 80))
+@pytest.mark.parametrize("kappa", (1e-2, 3.0, 1e2, 1e4))
+def test_von_mises_fisher_of_scipy(n, kappa):
+    mu, x = unit(n), M.Sphere(n).random_uniform((50,), dtype=torch.float64)
+    x = torch.cat([x, mu[None], -mu[None]])
+    d = M.VonMisesFisher(mu, torch.tensor(kappa).double())
+    expected = stats.vonmises_fisher(mu.numpy(), kappa).logpdf(x.numpy())
+    np.testing.assert_allclose(d.log_prob(x).numpy(), expected, rtol=1e-10, atol=1e-10)
+    draws = d.sample((20_000,))
+    heights, theirs = draws @ mu, torch.from_numpy(stats.vonmises_fisher(mu.numpy(), kappa).rvs(20_000, random_state=1)) @ mu
+    assert stats.ks_2samp(heights.numpy(), theirs.numpy()).pvalue > 1e-4
+    single = M.VonMisesFisher(mu.float(), torch.tensor(kappa)).log_prob(draws[:100].float())
+    close(single.double(), d.log_prob(draws[:100].float().double()), 1e-3)
+    assert M.VonMisesFisher(mu, torch.zeros(()).double()).log_prob(x).sub(-M.Sphere(n).log_volume).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("order", (0.0, 0.5, 1.0, 2.5, 17.0, 40.0))
+def test_log_bessel(order):
+    from scipy.special import gammaln, ive
+
+    x = torch.tensor([1e-3, 0.1, 1.0, 5.0, 20.0, 1e2, 1e3, 1e4, 1e5], dtype=torch.float64, requires_grad=True)
+    value = log_bessel(order, x)
+    with np.errstate(divide="ignore"):
+        expected = np.log(ive(order, x.detach().numpy())) + gammaln(order + 1) - order * np.log(x.detach().numpy() / 2)
+    np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+    slope = torch.autograd.grad(value.sum(), x)[0]
+    np.testing.assert_allclose(slope.numpy(), ive(order + 1, x.detach().numpy()) / ive(order, x.detach().numpy()) + 0 - 1, atol=1e-11)
+    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    assert log_bessel(order, zero).item() == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.grad(log_bessel(order, zero).sum(), zero)[0].item() == pytest.approx(-1, abs=1e-12)
+
+
+def test_angular_central_gaussian_is_the_linear_map_of_the_uniform():
+    for n in (2, 3, 4, 8):
+        case = next((c for c in MANIFOLD_ZOO if c.id == f"sphere-linear-{n}"), None) or ManifoldInstance(
+            "", lambda n=n: M.NormalizedLinear(n), n, manifold=M.Sphere(n)
+        )
+        transform, x = perturbed(case), M.Sphere(n).random_uniform((20,), dtype=torch.float64)
+        flow = pf.Flow(M.Uniform(M.Sphere(n)), transform).double()
+        matrix = transform.matrix()
+        close(flow().log_prob(x), M.AngularCentralGaussian(torch.linalg.cholesky(matrix @ matrix.mT)).log_prob(x))
+        close(transform(-x), -transform(x))
+
+
+def test_affine_uniform_is_the_affine_map_of_the_uniform():
+    case = next(c for c in MANIFOLD_ZOO if c.id == "sphere-affine-3")
+    transform, x = perturbed(case), case.points(20)
+    v = transform.shift()
+    matrix, shift = transform.matrix(), transform.matrix() @ (v / (1 + v @ v).sqrt())
+    close(pf.Flow(M.Uniform(M.Sphere(3)), transform).double()().log_prob(x), M.AffineUniform(matrix, shift).log_prob(x))
+
+
+@pytest.mark.parametrize("n", (2, 3, 5))
+def test_mobius_of_the_uniform_is_the_spherical_cauchy(n):
+    case = ManifoldInstance("", lambda: M.SphereMobius(n), n, manifold=M.Sphere(n))
+    transform, x = perturbed(case), case.points(20)
+    v = transform.params().detach()
+    w = -v / (1 + v @ v).sqrt()
+    rho, mu = w.norm(), w / w.norm()
+    expected = -M.Sphere(n).log_volume + (n - 1) * ((1 - rho**2) / (1 + rho**2 - 2 * rho * (x @ mu))).log()
+    close(pf.Flow(M.Uniform(M.Sphere(n)), transform).double()().log_prob(x), expected)
+
+
+def test_compositions_of_scipy_and_torch():
+    p = M.Simplex(3).random_uniform((20,), dtype=torch.float64)
+    dirichlet = dist.Dirichlet(_alpha)
+    np.testing.assert_allclose(dirichlet.log_prob(p[0]).item(), stats.dirichlet(_alpha.numpy()).logpdf(p[0].numpy()), rtol=1e-9)
+    close(M.SimplicialGeneralizedBeta(_alpha).log_prob(p), dirichlet.log_prob(p))
+    rest = torch.stack([_alpha[1:].sum(), _alpha[2]])
+    close(M.GeneralizedDirichlet(_alpha[:2], rest).log_prob(p), dirichlet.log_prob(p))
+    concrete = dist.RelaxedOneHotCategorical(torch.tensor(0.7, dtype=torch.float64), logits=torch.tensor([0.3, -1.0, 0.5]).double())
+    close(M.SimplicialGeneralizedBeta(torch.ones(3).double(), -0.7, concrete.logits / 0.7).log_prob(p), concrete.log_prob(p), 1e-9)
+
+
+@pytest.mark.parametrize("temperature", (0.5, 1.7, -0.8))
+def test_generalized_beta_is_a_calibrated_dirichlet(temperature):
+    layer, p = M.Calibration(3, temperature=temperature).double(), M.Simplex(3).random_uniform((20,), dtype=torch.float64)
+    with torch.no_grad():
+        layer.params.bias[1:] = torch.tensor([0.3, -0.6])
+    flow = pf.FlowDistribution(dist.Dirichlet(_alpha), [layer])
+    expected = M.SimplicialGeneralizedBeta(_alpha, layer.temperature(), layer.shift())
+    close(flow.log_prob(p), expected.log_prob(p))
+    close(layer(p), torch.softmax(p.log() / layer.temperature() + layer.shift(), -1))
+    assert layer.temperature().item() == pytest.approx(temperature, rel=1e-6)
+
+
+def test_logistic_normal_is_a_normal_in_a_chart():
+    d, p = DISTRIBUTIONS["logistic-normal"], M.Simplex(3).random_uniform((20,), dtype=torch.float64)
+    normal_ = dist.MultivariateNormal(d.loc, scale_tril=d.scale_tril)
+    close(dist.TransformedDistribution(normal_, [M.ILR(3)]).log_prob(p), d.log_prob(p))
+
+
+@pytest.mark.parametrize("chart", (M.ILR, M.ALR, M.StickBreaking))
+def test_charts(chart):
+    for n in (2, 3, 6):
+        z, phi = normal(n, 20, n - 1), chart(n)
+        p = phi(z)
+        close(phi.inv(p), z)
+        jacobian = torch.vmap(torch.func.jacrev(lambda z, phi=phi: phi(z)[:-1]))(z)
+        close(phi.log_abs_det_jacobian(z, p), torch.linalg.slogdet(jacobian)[1])
+        assert phi == chart(n) and phi != chart(n + 1) and phi.forward_shape(z.shape) == p.shape and phi.inverse_shape(p.shape) == z.shape
+    stock = torch.distributions.StickBreakingTransform()
+    z = normal(1, 9, 4)
+    close(M.StickBreaking(5)(z), stock(z))
+    close(M.StickBreaking(5).log_abs_det_jacobian(z, stock(z)), stock.log_abs_det_jacobian(z, stock(z)))
+
+
+def test_generalized_calibrations_are_a_group():
+    cases = [ManifoldInstance("", lambda: M.GeneralizedCalibration(4), 4, manifold=M.Simplex(4))] * 2
+    f, g = (perturbed(c, seed=s) for s, c in enumerate(cases))
+    p = M.Simplex(4).random_uniform((20,), dtype=torch.float64)
+    close(g.compose(f)(p), g(f(p)))
+    close(f.inverse()(f(p)), p)
+    close(f.inverse().compose(f).matrix(), torch.eye(3).double())
+    a = M.ILR(4).inv(f(p)) - M.ILR(4).inv(p) @ f.matrix().mT
+    close(a, f.shift().expand_as(a))
+    with pytest.raises(OptionError, match="context"):
+        M.GeneralizedCalibration(4, 2).inverse()
+
+
+def test_maps_of_the_sphere_are_their_formulas():
+    n, x = 3, M.Sphere(3).random_uniform((20,), dtype=torch.float64)
+    t = perturbed(next(c for c in MANIFOLD_ZOO if c.id == "sphere-translation-3"))
+    v = t.params()
+    c = v / (1 + v @ v).sqrt()
+    y, ladj = t.forward_and_ladj(x)
+    close(y, M.Sphere(n).project(x + c))
+    close(ladj, ((1 + x @ c) / (x + c).norm(dim=-1) ** n).log())
+    t = perturbed(next(c for c in MANIFOLD_ZOO if c.id == "sphere-rotation-3"))
+    q = t(torch.eye(3).double()).mT
+    close(q.mT @ q, torch.eye(3).double())
+    assert torch.linalg.det(q) > 0
+    t = perturbed(next(c for c in MANIFOLD_ZOO if c.id == "sphere-axis-odd-3"))
+    close(t(-x), -t(x))
+
+
+def test_exponential_maps_stay_invertible_at_any_parameters():
+    """Volumes keep their orientation, however large the parameters, whatever the signs."""
+    for n in (2, 3, 5):
+        case = ManifoldInstance("", lambda n=n: M.ExponentialMap(n, 4), n, param_scale=5.0, manifold=M.Sphere(n))
+        for seed in range(5):
+            transform, x = perturbed(case, seed=seed), M.Sphere(n).random_uniform((300,), dtype=torch.float64)
+            with torch.no_grad():
+                y, ladj = transform.forward_and_ladj(x)
+                back, reverse = transform.inverse_and_ladj(y)
+                slope = transform._slope(x, transform.params())
+            assert torch.linalg.det(slope).min() > 0
+            assert (back - x).norm(dim=-1).max() < 1e-7 and (reverse + ladj).abs().max() < 1e-4
+
+
+def test_cylinder_densities_are_continuous_at_the_poles():
+    case = ManifoldInstance("", lambda: M.CylinderAutoregressive(3, hidden_features=(8,)), 3, param_scale=1.0, manifold=M.Sphere(3))
+    flow = pf.Flow(M.Uniform(M.Sphere(3)), perturbed(case)).double()
+    for pole in (1.0, -1.0):
+        angle = torch.linspace(0, 2 * math.pi, 50).double()
+        ring = M.Sphere(3).project(torch.stack([1e-6 * angle.cos(), 1e-6 * angle.sin(), torch.full_like(angle, pole)], -1))
+        log_prob = flow().log_prob(ring)
+        assert log_prob.max() - log_prob.min() < 1e-4
+        close(flow().log_prob(torch.tensor([0.0, 0.0, pole]).double()), log_prob[0], 1e-4)
+
+
+# --- rounding
+
+
+@pytest.mark.parametrize("gap", (1e-3, 1e-5, 1e-7))
+@pytest.mark.parametrize("make", (M.NormalizedTranslation, M.SphereMobius, M.NormalizedAffine), ids=lambda m: m.__name__)
+def test_single_precision_close_to_the_edge_of_the_ball(gap, make):
+    """The log ratio, at the same single-precision points and parameters, where one minus the shift's length is down to 1e-7."""
+    size = 1 / (gap * (2 - gap))  # 1 + |v|^2
+    for n in (2, 3, 6):
+        direction = unit(n, n)
+        narrow = make(n)
+        with torch.no_grad():
+            (narrow.shift if make is M.NormalizedAffine else narrow.params).bias.copy_((size - 1) ** 0.5 * direction)
+        wide = make(n).double()
+        wide.load_state_dict({k: v.double() for k, v in narrow.state_dict().items()})
+        x = M.Sphere(n).random_uniform((400,), dtype=torch.float64)
+        near = M.Sphere(n).project(-direction + 1e-3 * normal(1, 200, n))
+        for sign in (1, -1):
+            points = torch.cat([x, sign * near, sign * direction[None], -sign * direction[None]]).float()
+            for way in WAYS:
+                exact = getattr(wide, way)(points.double())
+                found = getattr(narrow, way)(points)
+                assert (found[1].double() - exact[1]).abs().max() < 1e-5
+                assert M.Sphere(n).distance(found[0]).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_corners_of_the_simplex(dtype):
+    for n in (3, 5):
+        small = torch.full((n,), 1e-38, dtype=dtype)
+        p = torch.stack([torch.where(torch.arange(n) == i, torch.ones((), dtype=dtype), small) for i in range(n)])
+        for transform in (M.Calibration(n, temperature=0.3), M.GeneralizedCalibration(n), M.SimplexFlow(T.LULinear(n - 1))):
+            transform.to(dtype)
+            for way in WAYS:
+                value, ladj = getattr(transform, way)(p)
+                assert value.isfinite().all() and (value > 0).all() and ladj.isfinite().all()
+        for d in (M.SimplicialGeneralizedBeta(torch.ones(n, dtype=dtype), 0.3), M.LogisticNormal(small[1:], torch.eye(n - 1, dtype=dtype))):
+            assert d.log_prob(p).isfinite().all()
+
+
+def test_small_dirichlets_are_drawn_inside():
+    for d in (
+        M.SimplicialGeneralizedBeta(torch.full((3,), 0.05), 0.5),
+        M.GeneralizedDirichlet(torch.full((2,), 0.05), torch.full((2,), 0.05)),
+        pf.FlowDistribution(dist.Dirichlet(torch.full((3,), 0.05)), [M.Calibration(3, temperature=0.5)]),
+    ):
+        assert d.log_prob(d.sample((5000,))).isfinite().all()
+
+
+def test_strong_concentrations():
+    mu = unit(3).float()
+    for d in (M.VonMisesFisher(mu, 1e4), M.PowerSpherical(mu, 1e4), M.Kent(_frame.float(), 1e4, 4e3)):
+        x = d.sample((1000,))
+        assert d.log_prob(x).isfinite().all() and d.log_prob(-mu if not isinstance(d, M.PowerSpherical) else x[0]).isfinite().all()
+    kappa = torch.tensor([0.0, 1e-8, 1.0, 1e4], requires_grad=True)
+    d = M.VonMisesFisher(mu, kappa)
+    d.rsample((10,)).sum().backward()
+    assert kappa.grad.isfinite().all()
+
+
+# --- maps of one coordinate
+
+
+@pytest.mark.parametrize("f", [*CIRCLE.values(), *INTERVAL.values()], ids=[*CIRCLE, *INTERVAL])
+def test_univariate_maps(f):
+    x = torch.linspace(-math.pi, math.pi, 202)[1:-1].double() if f not in INTERVAL.values() else torch.linspace(-1, 1, 201).double()
+    zero = torch.zeros(len(x), f.num_params).double()
+    close(f.forward(x, zero)[0], x)
+    for scale in (0.5, 2.0):
+        params = scale * normal(2, f.num_params).expand(len(x), -1)
+        y, log_slope = f.forward(x, params)
+        back, reverse = f.inverse(y, params)
+        turn = torch.remainder(back - x + 1, 2 * math.pi) - 1 if f not in INTERVAL.values() else back - x
+        assert turn.abs().max() < 1e-9
+        close(reverse, -log_slope, 1e-7)
+        jac = torch.autograd.functional.jacobian(lambda x, p=params: f.forward(x, p)[0], x).diagonal()
+        close(jac.log(), log_slope, 1e-8)
+    if f in INTERVAL.values():
+        assert y[0] == -1 and abs(y[-1] - 1) < 1e-12 and (y.diff() > 0).all()
+        assert (f.forward(x[[0, -1]], params[:2])[1].abs() > 1e-3).all()  # slopes at the ends are free
+
+
+def test_mobius_mixtures_come_apart():
+    """Components that are equal at the start must not stay equal."""
+    flow = pf.flows.torus(1, transforms=1, univariate=pf.univariate.MobiusMixture(3))
+    optimizer = torch.optim.Adam(flow.parameters(), 0.05)
+    target = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.VonMises(torch.tensor([-2.0, 1.0]), torch.tensor([8.0, 8.0])))
+    x = torch.linspace(-math.pi, math.pi, 401)[:-1, None]
+    p = target.log_prob(x[:, 0]).exp() * (2 * math.pi / 400)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = -(p * flow().log_prob(x)).sum()
+        loss.backward()
+        optimizer.step()
+    entropy = -(p * target.log_prob(x[:, 0])).sum()
+    assert loss - entropy < 0.1
+
+
+# --- what bad input gets
+
+
+def test_points_off_the_manifold():
+    t = M.NormalizedTranslation(3)
+    x = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.5]])
+    for ask in (t, t.inv, lambda x: M.UniformSphere(3).log_prob(x), lambda x: pf.flows.sphere(3)().log_prob(x)):
+        with pytest.raises(SupportError, match=r"1 of 2 points.*index \(1,\), is 0.5 away.*project"):
+            ask(x)
+    with pytest.raises(SupportError, match="NormalizedTranslation"):
+        t(torch.full((3,), torch.nan))
+    t(M.Sphere(3).project(x).double().float())
+    rounded = M.Sphere(3).random_uniform((100,)).double()  # normalised in single precision
+    assert M.VonMisesFisher(unit(3), 2.0).log_prob(rounded).isfinite().all()
+    with pytest.raises(SupportError, match="loc"):
+        M.VonMisesFisher(torch.ones(3), 2.0)
+
+
+def test_zeros_on_the_simplex():
+    for ask in (M.Calibration(3), lambda p: M.SimplicialGeneralizedBeta(torch.ones(3)).log_prob(p), lambda p: pf.flows.simplex(3)().log_prob(p)):
+        with pytest.raises(SupportError, match="exactly zero.*clamp_min"):
+            ask(torch.tensor([0.0, 0.4, 0.6]))
+        with pytest.raises(SupportError, match="sum to one"):
+            ask(torch.tensor([0.1, 0.4, 0.6]))
+
+
+def test_angles_out_of_range():
+    x = torch.tensor([[0.1, 4.0]])
+    for ask in (M.TorusCoupling(CIRCLE["circular"], 2), lambda x: M.UniformTorus(2).log_prob(x), lambda x: pf.flows.torus(2)().log_prob(x)):
+        with pytest.raises(SupportError, match="wraps them"):
+            ask(x)
+        ask(M.Torus(2).project(x))
+
+
+def test_singular_matrices_and_long_shifts():
+    flat = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
+    with pytest.raises(OptionError, match="singular"):
+        M.AffineUniform(flat, torch.zeros(2))
+    with pytest.raises(OptionError, match="singular"):
+        M.AngularCentralGaussian(torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
+    with pytest.raises(OptionError, match="singular"):
+        M.GeneralizedCalibration(3, matrix=flat)
+    for size in (1.0, 1.5):
+        with pytest.raises(SupportError, match=r"less than 1, got"):
+            M.AffineUniform(torch.eye(3), torch.tensor([0.0, size, 0.0]))
+
+
+BROKEN = {
+    "sphere-small": (lambda: M.Sphere(1), ShapeError),
+    "simplex-float": (lambda: M.Simplex(3.0), ShapeError),
+    "torus-zero": (lambda: M.Torus(0), ShapeError),
+    "product-empty": (lambda: M.Product(), OptionError),
+    "product-other": (lambda: M.Product(M.Sphere(2), 3), OptionError),
+    "temperature-zero": (lambda: M.Calibration(3, temperature=0.0), OptionError),
+    "temperature-zero-sgb": (lambda: M.SimplicialGeneralizedBeta(torch.ones(3), 0.0), OptionError),
+    "chart": (lambda: M.SimplexFlow(T.Affine(2), "clr"), OptionError),
+    "chart-inner": (lambda: M.SimplexFlow(M.Rotation(3)), OptionError),
+    "matrix-shape": (lambda: M.GeneralizedCalibration(3, matrix=torch.eye(3)), ShapeError),
+    "map-of-the-line": (lambda: M.TorusCoupling(pf.univariate.Affine(), 2), OptionError),
+    "direction": (lambda: M.CylinderAutoregressive(3, direction="both"), OptionError),
+    "torus-direction": (lambda: M.TorusAutoregressive(CIRCLE["shift"], 2, "both"), OptionError),
+    "torus-order": (lambda: M.TorusAutoregressive(CIRCLE["shift"], 2, order=torch.tensor([0, 0])), ShapeError),
+    "components": (lambda: M.ExponentialMap(3, 0), OptionError),
+    "mobius-components": (lambda: pf.univariate.MobiusMixture(0), OptionError),
+    "negative-concentration": (lambda: M.VonMisesFisher(torch.tensor([0.0, 1.0]), -1.0), OptionError),
+    "negative-alpha": (lambda: M.SimplicialGeneralizedBeta(torch.tensor([1.0, -1.0])), OptionError),
+    "alpha-and-shift": (lambda: M.SimplicialGeneralizedBeta(torch.ones(3), 1.0, torch.ones(2)), ShapeError),
+    "no-broadcast": (lambda: M.VonMisesFisher(torch.eye(3), torch.ones(2)), ShapeError),
+    "kent-oval": (lambda: M.Kent(torch.eye(3), 1.0, 0.6), OptionError),
+    "kent-frame": (lambda: M.Kent(torch.ones(3, 3), 1.0, 0.1), OptionError),
+    "kent-size": (lambda: M.Kent(torch.eye(4), 1.0, 0.1), ShapeError),
+    "acg-upper": (lambda: M.AngularCentralGaussian(torch.ones(2, 2)), OptionError),
+    "logistic-diagonal": (lambda: M.LogisticNormal(torch.zeros(2), -torch.eye(2)), OptionError),
+    "uniform": (lambda: M.Uniform(M.Product(M.Sphere(2))), OptionError),
+    "mixed-supports": (lambda: T.Compose([M.Rotation(3), M.Calibration(3)]), SupportError),
+    "mixed-with-euclidean": (lambda: T.Compose([M.Rotation(3), T.Affine(3)]), SupportError),
+    "mixed-base": (lambda: pf.Flow(3, M.Rotation(3)), SupportError),
+    "mixed-base-2": (lambda: pf.Flow(M.Uniform(M.Simplex(3)), M.Rotation(3)), SupportError),
+    "points-size": (lambda: M.UniformSphere(3).log_prob(torch.ones(4)), ShapeError),
+    "points-batch": (lambda: M.UniformSphere(3).expand((2,)).log_prob(M.Sphere(3).random_uniform((3,))), ShapeError),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_options_are_refused(what):
+    make, error = BROKEN[what]
+    with pytest.raises(error):
+        make()
