@@ -68,6 +68,11 @@ class Manifold:
         """An orthonormal basis of the tangent space at each point, ``(*batch, size, intrinsic_dim)``."""
         raise NotImplementedError
 
+    def tangent_noise(self, x: Tensor) -> Tensor:
+        """A standard normal vector of the tangent space at each point, the shape of ``x``: a probe for traces."""
+        noise = torch.randn(*x.shape[:-1], self.intrinsic_dim, 1, dtype=x.dtype, device=x.device)
+        return (self.tangent_basis(x) @ noise).squeeze(-1)
+
     def radius(self, z: Tensor) -> Tensor:
         """Coordinatewise factor ``r`` that makes ``z -> r(z) f(z / r(z))`` a homogeneous extension of a map, the shape of ``z``."""
         raise NotImplementedError

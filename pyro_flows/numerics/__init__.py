@@ -2,6 +2,7 @@
 
 from .bessel import log_bessel
 from .fixed_points import FixedPoint, fixed_point
+from .free_form import free_form_log_det
 from .log_det import Roulette, batch_jacobian, estimate_log_det, hutchinson_trace, log_det
 from .normal import log_ndtr, mills, ndtri_exp
 from .ode import Solver, integrate
@@ -25,6 +26,7 @@ __all__ = [
     "reverse_products",
     "Solver",
     "integrate",
+    "free_form_log_det",
     "clenshaw_curtis",
     "integrate_from_zero",
     "log_bessel",
