@@ -219,7 +219,7 @@ def composition_fold(name: str, model: str, fold: int) -> Record:
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            value = -flow().log_prob(train).mean() + RIDGE / len(train) * sum((p**2).sum() for p in learned)
+            value = -flow().log_prob(train).mean() + RIDGE * sum((p**2).sum() for p in learned)
             value.backward()
             return value
 
