@@ -19,7 +19,7 @@ from .transform import ManifoldTransform, widened
 
 __all__ = ["ExponentialMap"]
 
-_STEPS, _TRACED_STEPS = 100, 30
+_STEPS, _TRACED_STEPS = 100, 12
 _MAX_LOG_SHARPNESS = 3.0
 
 
