@@ -2,12 +2,13 @@
 
 from . import diagnostics, distributions, errors, flows, guides, infer, manifolds, nets, numerics, transforms, univariate
 from .distributions import Flow, FlowDistribution
-from .guides import AutoFlow
+from .guides import AutoFlow, AutoManifoldFlow
 from .infer import FlowVI, Posterior, distill, fit, fit_density
 
 __version__ = "0.1.0"
 __all__ = [
     "AutoFlow",
+    "AutoManifoldFlow",
     "Flow",
     "FlowDistribution",
     "FlowVI",

@@ -356,7 +356,7 @@ ERRORS = {
     "no latents": (lambda: AutoFlow(poutine.block(normal(3))).setup(), ModelError, "no continuous latent site"),
     "discrete": (lambda: AutoFlow(prior(dist.Bernoulli(0.5))).setup(), SupportError, "'x' is discrete.*enumerate.*block"),
     "discrete vector": (lambda: AutoFlow(prior(dist.Multinomial(3, torch.ones(2)))).setup(), SupportError, "'x' is discrete"),
-    "sphere": (lambda: AutoFlow(prior(dist.ProjectedNormal(torch.ones(3)))).setup(), SupportError, "'x'.*sphere.*ProjectedNormalReparam"),
+    "sphere": (lambda: AutoFlow(prior(dist.ProjectedNormal(torch.ones(3)))).setup(), SupportError, "'x'.*sphere.*AutoManifoldFlow"),
     "matrix": (lambda: AutoFlow(prior(improper(own.positive_definite, 2, 2))).setup(), SupportError, "'x'.*LKJCholesky"),
     "local": (lambda: AutoFlow(local).setup(), ModelError, "'x' lies in plate 'rows', which subsamples 4 of 10"),
     "looped": (lambda: AutoFlow(looped).setup(), ModelError, "'x0' lies in plate 'rows', which is looped over"),

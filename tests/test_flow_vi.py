@@ -286,10 +286,6 @@ def impossible(y):
     pyro.sample("y", dist.Exponential(x.exp()), obs=y)
 
 
-def sphere():
-    pyro.sample("direction", dist.ProjectedNormal(torch.zeros(3)))
-
-
 def discrete():
     pyro.sample("k", dist.Bernoulli(0.5))
 
@@ -302,7 +298,6 @@ def discrete():
         (eight_schools, (Y, SIGMA / 0), ModelError, "argument 1 has 8 NaN or infinite"),
         (eight_schools, (Y, SIGMA[:5]), ModelError, "model failed.*site 'theta'.*[Cc]heck"),
         (impossible, (-Y,), SupportError, "'y'.*outside the support"),
-        (sphere, (), SupportError, "ProjectedNormalReparam"),
         (discrete, (), SupportError, "enumerate"),
         (lambda: None, (), ModelError, "no continuous latent site"),
     ],

@@ -1,6 +1,7 @@
 """Guides: flows over the latent sites of a Pyro model."""
 
 from .auto_flow import AutoFlow
-from .sites import LatentSite, init_to_typical
+from .auto_manifold_flow import AutoManifoldFlow, auto_guide
+from .sites import LatentSite, init_to_typical, unwrapped
 
-__all__ = ["AutoFlow", "LatentSite", "init_to_typical"]
+__all__ = ["AutoFlow", "AutoManifoldFlow", "LatentSite", "auto_guide", "init_to_typical", "unwrapped"]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .. import flows
 from ..distributions import Flow, FlowDistribution, Gaussian, StudentT
 from ..errors import OptionError, ParamStoreError, ShapeError
-from ..transforms import Affine, Compose, ContractiveResidual, FlowTransform, LowRankLinear, Standardize, TriangularLinear
+from ..transforms import Compose, ContractiveResidual, FlowTransform, Standardize
+from .affine_layer import affine_layer
 from .default_flow import default_flow
 from .pushforward import AsPushforward
 from .sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj
@@ -30,7 +31,6 @@ GUIDE_OPTIONS: dict[str, dict[str, Any]] = {"cnf": {"solver": "rk4", "steps": 4}
 NO_GUIDES = {"flow_gmm": "draws of its base cannot be reparameterised"} | dict.fromkeys(
     ("sphere", "simplex", "torus"), "its points live on a manifold, and AutoFlow's in unconstrained space: use AutoManifoldFlow"
 )  # recipes, and why not
-_FULL_RANK_UP_TO, _LOW_RANK_UP_TO = 300, 2000
 
 
 def _hidden(msg: dict[str, Any]) -> bool:
@@ -110,18 +110,25 @@ class AutoFlow(AutoContinuous):
     _prototype_hide_fn = staticmethod(_hidden)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        with torch.no_grad(), poutine.block():
-            trace = poutine.trace(poutine.block(self.model, self._prototype_hide_fn)).get_trace(*args, **kwargs)
-        sites = read_sites(trace.iter_stochastic_nodes())  # before the parent's own, terser errors
+        trace = self.first_trace(*args, **kwargs)
+        sites = self._read_sites(trace)  # before the parent's own, terser errors
         loc = pack(sites, {s.name: trace.nodes[s.name]["value"] for s in sites})
         flow = self._build(sites, loc.detach())
-        with torch.no_grad(), _replaying(self, trace):
+        with torch.no_grad(), _replaying(self, self._as_parent_sees(poutine.replay(self._model[0], trace=trace), sites)):
             super()._setup_prototype(*args, **kwargs)
         prototype = self.prototype_trace
         self.prototype_trace = None  # not set up, if what follows fails
         self._check_supports(sites, trace, loc + 0.1, args, kwargs)
         self.prototype_trace, self.sites, self.flow = prototype, sites, flow
         self.config = {k: "custom" if callable(v) else v for k, v in self.config.items()}  # a lambda has done its work, and cannot be pickled
+
+    def first_trace(self, *args: Any, **kwargs: Any) -> poutine.Trace:
+        """A trace of the model's latent sites, at the values that ``init_loc_fn`` gives."""
+        with torch.no_grad(), poutine.block():
+            return poutine.trace(poutine.block(self.model, self._prototype_hide_fn)).get_trace(*args, **kwargs)
+
+    def _read_sites(self, trace: poutine.Trace) -> list[LatentSite]:
+        return read_sites(trace.iter_stochastic_nodes())
 
     @torch.no_grad()
     def _check_supports(self, sites: list[LatentSite], trace: poutine.Trace, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -135,6 +142,10 @@ class AutoFlow(AutoContinuous):
             return
         check_fixed(sites, z, moved.nodes)
 
+    def _as_parent_sees(self, model: Callable[..., Any], sites: list[LatentSite]) -> Callable[..., Any]:
+        """The model as ``AutoContinuous`` reads it."""
+        return model
+
     def _build(self, sites: list[LatentSite], loc: Tensor) -> Flow:
         dim = loc.numel()
         inner = default_flow(sites, dim) if self.config["flow"] == "auto" else self._build_inner(dim)
@@ -142,7 +153,8 @@ class AutoFlow(AutoContinuous):
         for layer in layers[0].modules() if layers else ():
             if isinstance(layer, ContractiveResidual) and layer.log_det == "auto":
                 layer.log_det = "exact"  # the ELBO bears an estimate, importance weights do not: k-hat and evidence would be wrong
-        layers += [self._build_affine(dim), Standardize(loc, torch.eye(dim, dtype=loc.dtype, device=loc.device))]
+        affine = affine_layer(self.config["affine"], dim, self.config["init_scale"])  # type: ignore[arg-type]
+        layers += [affine, Standardize(loc, torch.eye(dim, dtype=loc.dtype, device=loc.device))]
         make = self.config["base"]
         if make is None:
             base = inner.base if isinstance(inner, Flow) else Gaussian(dim)
@@ -166,25 +178,6 @@ class AutoFlow(AutoContinuous):
             )
         return inner
 
-    def _build_affine(self, dim: int) -> FlowTransform:
-        kind, log_scale = self.config["affine"], torch.tensor(self.config["init_scale"]).log().item()  # type: ignore[arg-type]
-        if kind == "auto":
-            kind = "full_rank" if dim <= _FULL_RANK_UP_TO else "low_rank" if dim <= _LOW_RANK_UP_TO else "diagonal"
-        layer: FlowTransform
-        log_scales: Tensor
-        if kind == "full_rank":
-            layer = TriangularLinear(dim)
-            log_scales = layer.log_diag
-        elif kind == "low_rank":
-            layer = LowRankLinear(dim, rank=min(dim, max(4, round(dim**0.5))))
-            log_scales = layer.log_scale
-        else:
-            layer = Affine(dim)
-            log_scales = layer.log_scale
-        with torch.no_grad():
-            log_scales.fill_(log_scale)
-        return layer
-
     # Parts of the flow, read past Pyro's module hooks: a parameter registered under two names would be stepped twice.
 
     @property
@@ -201,6 +194,36 @@ class AutoFlow(AutoContinuous):
     def standardize(self) -> Standardize:
         """The fixed location and scale, outermost."""
         return self._modules["flow"].transform[-1]  # type: ignore[union-attr, index]
+
+    @property
+    def loc(self) -> Tensor:
+        """The point that the fixed layer puts the guide around, ``(d,)``."""
+        return self.standardize.loc.clone()
+
+    # The stages of FlowVI.
+
+    def affine_flow(self) -> Flow:
+        """The guide's distribution without the layers between base and affine layer; it shares their parameters."""
+        return Flow(self.flow.base, Compose([self.affine, self.standardize]))
+
+    def lift(self, z: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The latent vector that a point of ``R^d`` stands for, and what a density over such points has beyond that of the vector, in logarithms."""
+        return z, 0.0
+
+    @torch.no_grad()
+    def place(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Start at the Gaussian ``N(loc, scale_tril scale_tril^T)`` over :meth:`lift`'s points: the affine layer is set to the identity."""
+        self.standardize.set(loc, scale_tril)
+        for parameter in self.affine.parameters():
+            parameter.zero_()
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Move what the affine layer, a triangular one, has learned into the fixed one."""
+        affine, fixed = self.affine, self.standardize
+        fixed.set(fixed.forward_and_ladj(affine.shift)[0], fixed.scale_tril @ affine.weight())  # type: ignore[arg-type, operator]
+        for parameter in affine.parameters():
+            parameter.zero_()
 
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Run the model once, with its arguments, and make all parameters. Returns the guide."""
@@ -286,13 +309,13 @@ class AutoFlow(AutoContinuous):
 
 
 class _replaying:
-    """While the parent runs the model again for its prototype, it sees the values of a given trace."""
+    """While the parent runs the model again for its prototype, it runs another one."""
 
-    def __init__(self, guide: AutoFlow, trace: poutine.Trace) -> None:
-        self.guide, self.trace, self.model = guide, trace, guide._model
+    def __init__(self, guide: AutoFlow, model: Callable[..., Any]) -> None:
+        self.guide, self.model, self.own = guide, model, guide._model
 
     def __enter__(self) -> None:
-        self.guide._model = (poutine.replay(self.model[0], trace=self.trace),)
+        self.guide._model = (self.model,)
 
     def __exit__(self, *_: object) -> None:
-        self.guide._model = self.model
+        self.guide._model = self.own

@@ -10,10 +10,12 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.transforms import identity_transform
 
 from ..errors import ModelError, SupportError
+from ..manifolds import Manifold, Sphere, Torus, contains, manifold_of
 
-__all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical"]
+__all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class LatentSite:
         unconstrained_shape: shape of the unconstrained numbers.
         start, stop: the slice of the vector.
         plates: names of the plates it lies in, outermost first.
+        manifold: the sphere or torus that its points are taken on as they are, the bijection being the identity; ``None`` for other sites.
     """
 
     name: str
@@ -38,14 +41,30 @@ class LatentSite:
     start: int
     stop: int
     plates: tuple[str, ...]
+    manifold: Manifold | None = None
+
+    @property
+    def size(self) -> int:
+        """Numbers of the vector that it takes."""
+        return self.stop - self.start
+
+    def contains(self, value: Tensor) -> Tensor:
+        """Whether values lie in the support; directions may be off the sphere by rounding."""
+        return contains(self.support, value)
 
 
 def init_to_typical(site: dict[str, Any] | None = None) -> Any:
-    """Start a site at the median of a few prior draws, or, for an improper prior, near zero through the support's bijection."""
+    """Start a site at the median of a few prior draws, or, for an improper prior, near zero through the support's bijection.
+
+    A direction starts at a draw.
+    """
     if site is None:
         return init_to_typical
     if site["fn"].support.is_discrete:
         return site["fn"].sample()
+    manifold = manifold_of(site["fn"], site["name"])
+    if isinstance(manifold, Sphere):
+        return _direction(site["fn"], manifold)
     try:
         return init_to_median(site)
     except NotImplementedError:  # an ImproperUniform cannot be sampled
@@ -54,6 +73,15 @@ def init_to_typical(site: dict[str, Any] | None = None) -> Any:
         value = bijection(0.1 * torch.randn(shape))
         value._pyro_custom_init = False
         return value
+
+
+def _direction(fn: Any, sphere: Sphere) -> Tensor:
+    try:
+        value = fn.sample().detach()
+    except NotImplementedError:
+        value = sphere.random_uniform(fn.shape()[:-1])
+    value._pyro_custom_init = False
+    return value
 
 
 def _bijection(name: str, support: constraints.Constraint) -> Transform:
@@ -67,8 +95,8 @@ def _bijection(name: str, support: constraints.Constraint) -> Transform:
     except NotImplementedError:
         if "sphere" in repr(support).lower():
             remedy = (
-                f"a sphere has no global bijection from the reals. Reparameterise it: "
-                f"poutine.reparam(model, config={{{name!r}: pyro.infer.reparam.ProjectedNormalReparam()}})"
+                "a sphere has no global bijection from the reals. Use AutoManifoldFlow(model), which draws it on the sphere (FlowVI does so by "
+                "itself), or reparameterise it: poutine.reparam(model, config=pf.manifolds.ManifoldReparam())"
             )
         elif support in (constraints.positive_definite, constraints.lower_cholesky):
             remedy = "build the matrix in the model from a scale vector and dist.LKJCholesky"
@@ -77,8 +105,12 @@ def _bijection(name: str, support: constraints.Constraint) -> Transform:
         raise SupportError(f"latent site {name!r} has support {support} without a bijection from the reals: {remedy}") from None
 
 
-def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]]) -> list[LatentSite]:
+def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]], on_manifolds: bool = False) -> list[LatentSite]:
     """The latent sites of a prototype trace, in the model's order.
+
+    Args:
+        nodes: names and sites.
+        on_manifolds: whether directions and angles stay on their spheres and tori; otherwise they need bijections as all others do.
 
     Raises:
         ModelError: no latent site; a site inside a subsampled or sequential plate; a value outside its support.
@@ -98,16 +130,15 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]]) -> list[LatentSite]:
                     f"latent site {name!r} lies in plate {frame.name!r}, which is looped over: use it as a context, with pyro.plate(...), "
                     "or loop over a plain range(...)"
                 )
-        bijection = _bijection(name, node["fn"].support)
+        manifold = manifold_of(node["fn"], name) if on_manifolds else None
+        bijection = _bijection(name, node["fn"].support) if manifold is None else identity_transform
         value = node["value"].detach()
         unconstrained = bijection.inv(value)
-        back = bijection(unconstrained)  # torch's inverses clamp a point outside, instead of failing
-        inside = torch.isfinite(unconstrained).all() and torch.allclose(back, value, rtol=1e-2, atol=1e-3 * float(value.abs().max()))
-        if not inside:
+        if not _is_inside(value, bijection, unconstrained, manifold):
             raise ModelError(f"latent site {name!r} starts at a point that is not inside its support {node['fn'].support}: give init_loc_fn=")
         size = unconstrained.numel()
         plates = tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim))
-        sites.append(LatentSite(name, node["fn"].support, bijection, value.shape, unconstrained.shape, start, start + size, plates))
+        sites.append(LatentSite(name, node["fn"].support, bijection, value.shape, unconstrained.shape, start, start + size, plates, manifold))
         start += size
     if start == 0:
         what = "every sample statement is observed, hidden or enumerated"
@@ -115,9 +146,18 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]]) -> list[LatentSite]:
     return sites
 
 
+def _is_inside(value: Tensor, bijection: Transform, unconstrained: Tensor, manifold: Manifold | None) -> bool:
+    if isinstance(manifold, Sphere):
+        return bool((manifold.distance(value) < 1e-3).all())
+    back = bijection(unconstrained)  # torch's inverses clamp a point outside, instead of failing
+    return bool(torch.isfinite(unconstrained).all() and torch.allclose(back, value, rtol=1e-2, atol=1e-3 * float(value.abs().max())))
+
+
 def check_fixed(sites: Iterable[LatentSite], z: Tensor, nodes: dict[str, dict[str, Any]]) -> None:
     """Raise a ``SupportError`` if a site's support is another one in the trace of another point: no fixed bijection is right then."""
     for s in sites:
+        if s.manifold is not None:  # there is only one of each size
+            continue
         u = z[s.start : s.stop].reshape(s.unconstrained_shape)
         if not torch.allclose(biject_to(nodes[s.name]["fn"].support)(u), s.bijection(u)):
             raise SupportError(
@@ -142,9 +182,18 @@ def unpack_ladj(sites: Iterable[LatentSite], z: Tensor) -> Tensor:
 
 
 def pack(sites: Iterable[LatentSite], values: dict[str, Tensor]) -> Tensor:
-    """Unconstrained vectors ``(*batch, d)`` from constrained values by site, the inverse of :func:`unpack`."""
+    """Unconstrained vectors ``(*batch, d)`` from constrained values by site, the inverse of :func:`unpack`.
+
+    Points of manifolds are projected onto them: directions have length one to the last digit, and angles lie in ``[-pi, pi)``.
+    """
     parts = []
     for s in sites:
-        u = s.bijection.inv(values[s.name])
+        u = s.bijection.inv(values[s.name]) if s.manifold is None else s.manifold.project(values[s.name])
         parts.append(u.reshape(u.shape[: u.dim() - len(s.unconstrained_shape)] + (-1,)))
     return torch.cat(parts, -1)
+
+
+def unwrapped(angles: Tensor) -> Tensor:
+    """Draws of angles ``(N, ...)`` counted from their mean direction, so that means and quantiles are right on both sides of the seam."""
+    mean = torch.atan2(angles.sin().mean(0), angles.cos().mean(0))
+    return mean + Torus(1).project(angles - mean)

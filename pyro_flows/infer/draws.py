@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..diagnostics import Evaluation, evaluate, khat_limit, psis
 from ..errors import ImportanceError, ShapeError
-from ..guides import AutoFlow
+from ..guides import AutoFlow, unwrapped
+from ..manifolds import Torus
 from .log_joint import LogJoint
 
 __all__ = ["evaluate_guide", "latents_of_runs", "log_prob", "resample"]
@@ -34,6 +35,9 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int) -> Ev
     z, log_q = guide.flow().rsample_and_log_prob((num_samples,))
     values = {**guide.unpack(z), **log_joint.deterministics(z)}
     for site in guide.sites:
+        if site.manifold is not None:
+            values[site.name] = unwrapped(values[site.name]) if isinstance(site.manifold, Torus) else values[site.name]
+            continue
         part = z[:, site.start : site.stop]
         value = values[site.name]
         if value.numel() != part.numel() or not torch.equal(value.reshape(part.shape), part):
@@ -94,7 +98,7 @@ def read_values(guide: AutoFlow, samples: Mapping[str, Tensor], caller: str) -> 
     Raises:
         ShapeError: a latent site is missing or has another shape.
     """
-    like = guide.standardize.loc
+    like = guide.loc
     values: Tensors = {}
     batch: torch.Size | None = None
     for site in guide.sites:
@@ -125,12 +129,12 @@ def latents_of_runs(guide: AutoFlow, samples: Mapping[str, Tensor]) -> tuple[Ten
 
 def log_prob(guide: AutoFlow, samples: Mapping[str, Tensor]) -> Tensor:
     """Log density of a guide at constrained values by site, each ``(*batch, *site_shape)``; see ``Posterior.log_prob``."""
-    like = guide.standardize.loc
+    like = guide.loc
     values, batch = read_values(guide, samples, "log_prob")
     inside = torch.ones(batch, dtype=torch.bool, device=like.device)
     for site in guide.sites:
-        checked = site.support.check(values[site.name])
+        checked = site.contains(values[site.name])
         inside = inside & checked.reshape(*inside.shape, -1).all(-1)
-    z = torch.where(inside.unsqueeze(-1), guide.pack(values), torch.zeros_like(like))
+    z = torch.where(inside.unsqueeze(-1), guide.pack(values), like)
     log_q = guide.flow().log_prob(z) - guide.unpack_ladj(z)
     return torch.where(inside, log_q, torch.full_like(log_q, -torch.inf))  # a bijection's inverse would clamp a point outside

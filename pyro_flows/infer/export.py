@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..diagnostics import khat_limit
 from ..errors import OptionError
+from ..guides import unwrapped
+from ..manifolds import Torus
 from .log_joint import is_deterministic
 from .predictive import simulate
 
@@ -189,6 +191,8 @@ def summary(posterior: Posterior, num_samples: int = 4000, var_names: Sequence[s
             return f"<pre>{escape(self.attrs['header'])}</pre>{pandas.DataFrame(self)._repr_html_()}"
 
     samples = posterior.get_samples(num_samples)
+    angles = [site.name for site in posterior.guide.sites if isinstance(site.manifold, Torus)]
+    samples |= {name: unwrapped(samples[name]) for name in angles}
     unknown = set(var_names or ()) - samples.keys()
     if unknown:
         raise OptionError(f"summary: no site {sorted(unknown)}; there are {sorted(samples)}")

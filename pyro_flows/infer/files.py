@@ -13,7 +13,7 @@ import torch
 
 from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
-from ..guides import AutoFlow
+from ..guides import AutoFlow, AutoManifoldFlow
 from .context import running, seeded
 from .inputs import alike, converted, explained, fingerprint
 from .log_joint import LogJoint, without_init
@@ -26,6 +26,7 @@ __all__ = ["load", "save"]
 _FORMAT = "pyro_flows.Posterior/1"
 _DTYPES = {"torch.float32": torch.float32, "torch.float64": torch.float64}
 _FLOAT32 = 1e-6  # relative error of a copy in that precision
+_GUIDES = {"AutoFlow": AutoFlow, "AutoManifoldFlow": AutoManifoldFlow}
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -46,8 +47,9 @@ def save(posterior: Posterior, path: str | Path) -> None:
     evaluation = asdict(posterior.evaluation)
     content = {
         "format": _FORMAT,
+        "guide_class": type(guide).__name__,
         "config": dict(guide.config) if named else None,
-        "dtype": str(guide.standardize.loc.dtype),
+        "dtype": str(guide.loc.dtype),
         "sites": _sites(guide),
         "guide": {k: v.detach().cpu() for k, v in guide.state_dict().items()},
         "evaluation": {k: list(v) if isinstance(v, tuple) else v for k, v in evaluation.items()},
@@ -86,7 +88,7 @@ def load(
         rest += [content[k] for k in ("timings", "engines", "seed")]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{shown} is damaged, or of another version of pyro_flows: {error!r}") from error
-    guide = _guide(model, config, shown)
+    guide = _guide(model, content.get("guide_class", "AutoFlow"), config, shown)
     args, kwargs = converted(args, dtype), converted(dict(kwargs), dtype)
     other = _other_arguments(content.get("data", []), without_init(guide.model), args, kwargs)
     remedy = "give Posterior.load(path, model, ...) the arguments of the fit; new data go to posterior.predictive(...)"
@@ -138,7 +140,7 @@ def _read(path: str | Path, shown: str) -> dict[str, Any]:
     return content
 
 
-def _guide(model: Callable[..., Any], config: dict[str, Any] | None, shown: str) -> AutoFlow:
+def _guide(model: Callable[..., Any], kind: str, config: dict[str, Any] | None, shown: str) -> AutoFlow:
     if isinstance(model, AutoFlow):
         return model
     if config is None:
@@ -147,6 +149,6 @@ def _guide(model: Callable[..., Any], config: dict[str, Any] | None, shown: str)
             "the same way instead of the model"
         )
     try:
-        return AutoFlow(model, **config)
-    except (PyroFlowsError, TypeError) as error:
+        return _GUIDES[kind](model, **config)
+    except (PyroFlowsError, TypeError, KeyError) as error:
         raise CheckpointError(f"{shown} has options that this version does not know: {error}") from error

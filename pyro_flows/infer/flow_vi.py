@@ -35,7 +35,7 @@ class FlowVI:
     Args:
         model: a Pyro model.
         guide: an :class:`~pyro_flows.guides.AutoFlow` of that model, trained in place; when omitted each run makes its own, with ``flow`` and
-            ``affine``.
+            ``affine``: an :class:`~pyro_flows.guides.AutoManifoldFlow` if the model has latent directions or angles.
         flow, affine: what guide to make, see :class:`~pyro_flows.guides.AutoFlow`. With ``"auto"`` the flow is trained only where the affine layer
             falls short.
         num_particles: draws a step.
@@ -104,10 +104,10 @@ class FlowVI:
             raise OptionError(f"lr must be positive, got {lr}")
         if dtype not in (torch.float32, torch.float64):
             raise OptionError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.model, self.guide, self._new_guide = model, guide, lambda: AutoFlow(model, flow=flow, affine=affine)
+        self.model, self.guide, self._guide_options = model, guide, {"flow": flow, "affine": affine}
         self.num_particles, self.max_steps, self.lr, self.seed = num_particles, max_steps, lr, seed
         self.engine, self.warm_start, self.objective, self.dtype = engine, warm_start, objective, dtype
-        self.auto_flow = (guide or self._new_guide()).config["flow"] == "auto"  # bad options are refused here, before any work
+        self.auto_flow = (guide or AutoFlow(model, **self._guide_options)).config["flow"] == "auto"  # bad options are refused here, before any work
         self.progress, self.callbacks, self.num_eval = progress, tuple(callbacks), num_eval
         self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, "FlowVI")
 
@@ -121,7 +121,7 @@ class FlowVI:
         if self.checkpoint is not None:
             options = [self.seed, self.num_particles, self.lr, self.objective, str(self.dtype), self.warm_start]
             self.checkpoint.fingerprint = [options, fingerprint(args, kwargs)]
-        guide, log_joint = set_up(self.model, self.guide or self._new_guide(), args, kwargs, self.dtype)
+        guide, log_joint = set_up(self.model, self.guide or self._guide_options, args, kwargs, self.dtype)
         run = Run(self, guide, log_joint)
         with Progress(self.progress) as bar:
             try:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DtypeError, ModelError, PyroFlowsError, ShapeError, SupportError
-from ..guides import AutoFlow
+from ..guides import AutoFlow, auto_guide
+from ..manifolds import contains
 from .failures import in_a_line
 from .log_joint import LogJoint
 
@@ -116,9 +117,11 @@ def _dtype_error(error: BaseException, dtype: torch.dtype) -> DtypeError:
 
 
 def set_up(
-    model: Callable[..., Any], guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
+    model: Callable[..., Any], guide: AutoFlow | dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
 ) -> tuple[AutoFlow, LogJoint]:
     """Run the model once, make the guide's parameters and the log joint density, and look whether the start is possible.
+
+    Where options are given instead of a guide, the guide that suits the model's supports is made with them.
 
     Raises:
         ModelError: the model fails, has nothing to infer, or has no finite density near the start.
@@ -127,17 +130,18 @@ def set_up(
         DtypeError: the model mixes dtypes or devices.
     """
     with explained(dtype):
-        guide = guide.setup(*args, **kwargs).to(dtype)
-        log_joint = LogJoint(model, guide, args, kwargs)
+        made = guide if isinstance(guide, AutoFlow) else auto_guide(model, args, kwargs, **guide)
+        made = made.setup(*args, **kwargs).to(dtype)
+        log_joint = LogJoint(model, made, args, kwargs)
         with torch.no_grad():
-            values = log_joint(guide.flow().sample((16,)))
+            values = log_joint(made.flow().sample((16,)))
     _check_observations(log_joint)
     if not bool(torch.isfinite(values).any()):
         raise ModelError(
             f"the log joint density is not finite at 16 draws around the initial point{_culprits(log_joint)}: check the data against the "
             "likelihood's support, or start elsewhere with AutoFlow(model, init_loc_fn=...)"
         )
-    return guide, log_joint
+    return made, log_joint
 
 
 def _check_observations(log_joint: LogJoint) -> None:
@@ -146,7 +150,7 @@ def _check_observations(log_joint: LogJoint) -> None:
         if name in log_joint.likelihood_sites:
             _check_shape(name, site)
             try:
-                inside = site["fn"].support.check(site["value"])
+                inside = contains(site["fn"].support, site["value"])
             except (NotImplementedError, AttributeError):  # a distribution that does not say
                 continue
             if not bool(inside.all()) and _is_fixed(log_joint, name):
@@ -156,7 +160,7 @@ def _check_observations(log_joint: LogJoint) -> None:
 
 def _is_fixed(log_joint: LogJoint, name: str) -> bool:
     """Whether a site's support is the same at another point of the latent space."""
-    other = log_joint.trace_at(torch.zeros_like(log_joint.guide.standardize.loc)).nodes[name]["fn"].support
+    other = log_joint.trace_at(log_joint.guide.flow().sample()).nodes[name]["fn"].support
     pairs = zip(vars(log_joint.trace.nodes[name]["fn"].support).values(), vars(other).values(), strict=True)
     return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs if isinstance(a, (Tensor, float, int)))
 

@@ -233,12 +233,14 @@ class Posterior:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.guide.standardize.loc.dtype
+        return self.guide.loc.dtype
 
     # Tables, figures, files ---------------------------------------------------------------------------------------
 
     def summary(self, num_samples: int = 4000, var_names: Sequence[str] | None = None) -> DataFrame:
         """ArviZ's table of means, standard deviations and intervals, under a header that says how far to trust it.
+
+        Those of an angle are counted from its mean direction, and may pass the seam.
 
         Args:
             num_samples: draws that the table is computed from.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..distributions import Flow
-from ..guides import AutoFlow
-from ..transforms import Compose, TriangularLinear
+from ..guides import AutoFlow, AutoManifoldFlow
+from ..transforms import TriangularLinear
 from .checkpoint import random_state, restore_random_state
 from .engine import Engine, prepare
 from .log_joint import LogJoint
@@ -111,28 +111,34 @@ class Run:
         guide, log_joint = self.guide, self.log_joint
         if not self.options.warm_start or not self._foldable:
             return
-        centre = guide.standardize.loc.clone()
+        centre = guide.loc
         points = centre + torch.cat([torch.zeros_like(centre)[None], torch.randn(2, len(centre)).to(centre)])
 
+        def density(points: Tensor) -> Tensor:
+            z, extra = guide.lift(points)
+            return log_joint(z) + extra
+
         def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
-            gradient, value = torch.func.grad_and_value(lambda point: -log_joint(point.unsqueeze(0))[0])(z)
+            gradient, value = torch.func.grad_and_value(lambda point: -density(point.unsqueeze(0))[0])(z)
             return value, gradient
 
         engine = prepare(value_and_grad, (centre,), "eager" if self._obstacle else "auto", 0)
         noise = torch.randn(256, len(centre)).to(centre)
-        start, count = find_start(log_joint, engine, points, float(guide.config["init_scale"]), noise)  # type: ignore[arg-type]
+        start, count = find_start(density, engine, points, float(guide.config["init_scale"]), noise)  # type: ignore[arg-type]
         self.evaluations += count
-        guide.standardize.set(start.loc, start.scale_tril)
-        with torch.no_grad():
-            for parameter in guide.affine.parameters():
-                parameter.zero_()
+        guide.place(start.loc, start.scale_tril)
         logger.info("warm start: %s, ELBO %.3f", start.source, start.elbo)
         self.history.append({"stage": "warm start", "step": 0, "elbo": start.elbo, "source": start.source})
 
     def _affine(self, bar: Progress) -> None:
-        """Train the affine layer alone, in rounds. Each round is folded into the fixed layer, so that the next works on whitened coordinates."""
-        guide = self.guide
-        flow = Flow(guide.flow.base, Compose([guide.affine, guide.standardize]))
+        """Train the affine layer alone, in rounds. Each round is folded into the fixed layer, so that the next works on whitened coordinates.
+
+        A guide of directions or angles goes without where there is a start: places alone would settle on one mode of several.
+        """
+        placed = any(h["stage"] == "warm start" and h["source"] != "naive start" for h in self.history)
+        if isinstance(self.guide, AutoManifoldFlow) and (placed or self.guide.affine is None) and self.guide.inner:
+            return
+        flow = self.guide.affine_flow()
         particles = min(AFFINE_PARTICLES, self.options.num_particles)
         schedule = Schedule(max_steps=min(1000, self.options.max_steps), lr=_AFFINE_LR)
         if self._foldable:
@@ -143,17 +149,10 @@ class Run:
             trainer = self._train("affine", flow, particles, schedule, bar)
             self.converged, self.rounds, self.resumed = trainer.converged, i + 1, {}
             if self._foldable:
-                self._fold()
+                self.guide.fold()
             if trainer.converged:
                 break
             self._save()
-
-    @torch.no_grad()
-    def _fold(self) -> None:
-        affine, fixed = self.guide.affine, self.guide.standardize
-        fixed.set(fixed.forward_and_ladj(affine.shift)[0], fixed.scale_tril @ affine.weight())  # type: ignore[arg-type, operator]
-        for parameter in affine.parameters():
-            parameter.zero_()
 
     def _flow(self, bar: Progress) -> None:
         """Train the flow and the affine layer together; keep what is better, the result or the affine stage's."""
@@ -171,7 +170,7 @@ class Run:
 
     @property
     def _foldable(self) -> bool:
-        return isinstance(self.guide.affine, TriangularLinear)
+        return self.guide.affine is None or isinstance(self.guide.affine, TriangularLinear)
 
     @property
     def _obstacle(self) -> str:

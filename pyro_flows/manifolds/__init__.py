@@ -12,11 +12,13 @@ from .exponential import ExponentialMap
 from .geometry import Manifold, Simplex, Sphere, Torus
 from .product import Product
 from .ratio import log_volume_ratio, volume_ratio
+from .reparam import CircleReparam, ManifoldReparam, SphereReparam
 from .simplex import Calibration, GeneralizedCalibration, SimplexFlow
 from .simplex_distributions import GeneralizedDirichlet, LogisticNormal, SimplicialGeneralizedBeta
 from .sphere import AxisFlow, NormalizedAffine, NormalizedLinear, NormalizedTranslation, Rotation, SphereMobius
 from .sphere_distributions import PowerSpherical, UniformSphere, VonMisesFisher
 from .sphere_shapes import AffineUniform, AngularCentralGaussian, Kent
+from .supports import contains, manifold_of
 from .torus import TorusAutoregressive, TorusCoupling, TorusElementwise
 from .transform import ManifoldTransform
 
@@ -59,4 +61,9 @@ __all__ = [
     "LogisticNormal",
     "GeneralizedDirichlet",
     "UniformTorus",
+    "contains",
+    "manifold_of",
+    "SphereReparam",
+    "CircleReparam",
+    "ManifoldReparam",
 ]

@@ -1,0 +1,206 @@
+"""One vector of coordinates of several places, Euclidean, angles and directions: its base distribution, its support, its transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..distributions import Gaussian
+from ..manifolds import Manifold, Sphere, Uniform
+from ..transforms import FlowTransform
+from .manifold_layers import around
+
+__all__ = ["Block", "JointBase", "JointTransform"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some coordinates of the vector, and what they are.
+
+    Attributes:
+        index: their places in the vector, ``(k,)``.
+        manifold: ``None`` for Euclidean coordinates; a torus, or the sphere of each of ``count`` directions.
+        count: number of points.
+    """
+
+    index: Tensor
+    manifold: Manifold | None = None
+    count: int = 1
+
+    def seen(self, noise: Tensor) -> Tensor:
+        """The block's base point as later blocks see it."""
+        return noise if self.manifold is None or isinstance(self.manifold, Sphere) else around(noise)
+
+    @property
+    def num_seen(self) -> int:
+        """Size of :meth:`seen`."""
+        return len(self.index) * (1 if self.manifold is None or isinstance(self.manifold, Sphere) else 2)
+
+
+class _Support(constraints.Constraint):
+    """Vectors whose blocks lie where they should. It has no bijection from the reals."""
+
+    event_dim = 1
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = tuple(blocks)
+
+    def check(self, value: Tensor) -> Tensor:  # type: ignore[override]
+        inside = (value == value).all(-1)
+        for b in self.blocks:
+            if b.manifold is not None:
+                points = value.index_select(-1, b.index.to(value.device)).unflatten(-1, (b.count, -1))
+                far = b.manifold.distance(points).amax(-1)
+                inside = inside & (far <= max(1e-6, 1e3 * torch.finfo(value.dtype).eps))
+        return inside
+
+    def __repr__(self) -> str:
+        return f"Joint({', '.join(str(b.manifold or f'R^{len(b.index)}') for b in self.blocks)})"
+
+
+class _JointDistribution(dist.TorchDistribution):
+    """Independent blocks of coordinates, each with its own distribution of event dimension 1."""
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, blocks: Sequence[Block], parts: Sequence[dist.TorchDistribution], back: Tensor) -> None:
+        self.blocks, self.parts, self.back = tuple(blocks), tuple(parts), back
+        super().__init__(parts[0].batch_shape, torch.Size([len(back)]), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return all(p.has_rsample for p in self.parts)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return _Support(self.blocks)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _JointDistribution:
+        return _JointDistribution(self.blocks, [p.expand(torch.Size(batch_shape)) for p in self.parts], self.back)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return torch.cat([p.rsample(torch.Size(sample_shape)) for p in self.parts], -1).index_select(-1, self.back)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([p.sample(torch.Size(sample_shape)) for p in self.parts], -1).index_select(-1, self.back)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        runs = [value.index_select(-1, b.index.to(value.device)) for b in self.blocks]
+        total = value.new_zeros(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
+        for part, run in zip(self.parts, runs, strict=True):
+            total = total + part.log_prob(run)
+        return total
+
+
+class _Uniforms(nn.Module):
+    """Uniform points of a manifold, one after the other."""
+
+    def __init__(self, manifold: Manifold, count: int) -> None:
+        super().__init__()
+        self.uniform, self.count = Uniform(manifold), count
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        one = self.uniform()
+        return one if self.count == 1 else _Flat(one, self.count)
+
+
+class _Flat(dist.TorchDistribution):
+    """``count`` independent draws of a distribution of vectors, as one vector."""
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = True
+
+    def __init__(self, one: dist.TorchDistribution, count: int, batch_shape: Sequence[int] = ()) -> None:
+        self.one, self.count = one, count
+        super().__init__(torch.Size(batch_shape), torch.Size([count * one.event_shape[0]]), validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _Flat:
+        return _Flat(self.one, self.count, batch_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.one.rsample(torch.Size([*sample_shape, *self.batch_shape, self.count])).flatten(-2)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.one.sample(torch.Size([*sample_shape, *self.batch_shape, self.count])).flatten(-2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.one.log_prob(value.unflatten(-1, (self.count, -1))).sum(-1)
+
+
+class _Order(nn.Module):
+    """Where the blocks' coordinates stand in the vector, and where the vector's stand in the blocks laid end to end."""
+
+    back: Tensor
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.sizes = [len(b.index) for b in blocks]
+        order = torch.cat([b.index for b in blocks])
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", order.argsort(), persistent=False)
+
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        return vector.index_select(-1, self.order).split(self.sizes, -1)  # type: ignore[arg-type]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts), -1).index_select(-1, self.back)
+
+
+class JointBase(nn.Module):
+    """Independent blocks: the Euclidean one with a base of its own, all others uniform on their manifolds.
+
+    Args:
+        blocks: the blocks, a Euclidean one first where there is one.
+        euclidean: the base module of the Euclidean block; standard normal when omitted.
+    """
+
+    def __init__(self, blocks: Sequence[Block], euclidean: nn.Module | None = None) -> None:
+        super().__init__()
+        self.blocks, self.dim = tuple(blocks), sum(len(b.index) for b in blocks)
+        first = [Gaussian(len(b.index)) if euclidean is None else euclidean for b in blocks if b.manifold is None]
+        self.parts = nn.ModuleList([*first, *(_Uniforms(b.manifold, b.count) for b in blocks if b.manifold is not None)])
+        self.order = _Order(blocks)
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        return _JointDistribution(self.blocks, [p() for p in self.parts], self.order.back)
+
+
+class JointTransform(FlowTransform):
+    """Moves each block by a transform of its own, which sees the base points of the blocks before it as its context.
+
+    Args:
+        blocks: the blocks, in the order in which they depend on each other.
+        parts: a transform for each, whose context, if it takes one, has the size of what all earlier blocks let see.
+
+    Cost: that of the parts in both directions. The log-determinant is that of the product of the blocks' measures.
+    """
+
+    def __init__(self, blocks: Sequence[Block], parts: Sequence[FlowTransform]) -> None:
+        super().__init__(sum(len(b.index) for b in blocks))
+        self.blocks, self.parts, self.order = tuple(blocks), nn.ModuleList(parts), _Order(blocks)
+        self.domain = self.codomain = _Support(blocks)  # type: ignore[assignment]
+
+    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(x, forward=True)
+
+    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(y, forward=False)
+
+    def _map(self, vector: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
+        total = vector.new_zeros(vector.shape[:-1])
+        moved: list[Tensor] = []
+        seen: list[Tensor] = []
+        for block, part, run in zip(self.blocks, self.parts, self.order.split(vector), strict=True):
+            context = torch.cat(seen, -1) if part.context_dim else None
+            out, ladj = (part.forward_and_ladj if forward else part.inverse_and_ladj)(run, context)  # type: ignore[operator]
+            seen.append(block.seen(run if forward else out))
+            moved.append(out)
+            total = total + ladj
+        return self.order.join(moved), total

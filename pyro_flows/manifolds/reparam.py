@@ -1,0 +1,153 @@
+"""Reparameterisers of directions and angles, so that what needs the reals (NUTS, every autoguide) works on models that have them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.reparam import TransformReparam
+from pyro.infer.reparam.reparam import Reparam
+from pyro.infer.reparam.strategies import Strategy
+from torch import Tensor
+
+from ..errors import SupportError
+from .geometry import Sphere, Torus
+from .supports import manifold_of
+
+__all__ = ["SphereReparam", "CircleReparam", "ManifoldReparam"]
+
+
+class _FromNormal(Reparam):
+    """Draws a standard normal vector, takes its direction for the site's value, and weighs it by the site's density."""
+
+    _kind: type
+    _what: str
+
+    def apply(self, msg: Any) -> Any:
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        if not isinstance(manifold_of(fn, name), self._kind):
+            raise SupportError(f"{type(self).__name__}: site {name!r} has support {fn.support}: it is for sites of {self._what}")
+        if msg["is_observed"]:
+            raise SupportError(f"{type(self).__name__}: site {name!r} is observed, and needs none: ManifoldReparam() skips such sites")
+        start = None if value is None else self._normal(value)
+        zeros = torch.zeros(self._normal_shape(fn.shape()))
+        normal = dist.Normal(zeros, 1.0).to_event(zeros.dim() - len(fn.batch_shape))
+        z = pyro.sample(f"{name}_normal", normal, obs=start, infer={"is_observed": False})
+        value = self._value(z) if value is None else value
+        pyro.factor(f"{name}_density", fn.log_prob(value) + self._log_volume(fn))
+        return {"fn": dist.Delta(value, event_dim=fn.event_dim).mask(False), "value": value, "is_observed": True}
+
+    def _normal_shape(self, shape: torch.Size) -> torch.Size:
+        raise NotImplementedError
+
+    def _normal(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _value(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _log_volume(self, fn: Any) -> float:
+        raise NotImplementedError
+
+
+class SphereReparam(_FromNormal):
+    r"""For a latent direction: draws :math:`u \sim N(0, I_n)` and takes :math:`x = u / \|u\|`, weighed by the prior's density.
+
+    .. math:: \log p(u) = \log N(u; 0, I) + \log p(u / \|u\|) + \log\Omega_n
+
+    with :math:`\Omega_n` the sphere's surface. The length of :math:`u` is independent of its direction and integrates out, so this is exact for
+    every prior on the sphere that has a density: ``ProjectedNormal``, ``VonMisesFisher``, ``UniformSphere``, a flow. The model then has the
+    latent site ``{name}_normal``, on all of :math:`\mathbb{R}^n`; the site itself becomes deterministic.
+
+    Raises:
+        SupportError: a site that is observed, or not on a sphere.
+
+    Example:
+        >>> import pyro, torch
+        >>> from pyro_flows.manifolds import VonMisesFisher
+        >>> def model():
+        ...     return pyro.sample("x", VonMisesFisher(torch.tensor([0.0, 0.0, 1.0]), 5.0))
+        >>> trace = pyro.poutine.trace(pyro.poutine.reparam(model, {"x": SphereReparam()})).get_trace()
+        >>> trace.nodes["x_normal"]["value"].shape
+        torch.Size([3])
+    """
+
+    _kind, _what = Sphere, "directions"
+
+    def _normal_shape(self, shape: torch.Size) -> torch.Size:
+        return shape
+
+    def _normal(self, value: Tensor) -> Tensor:
+        return value
+
+    def _value(self, z: Tensor) -> Tensor:
+        return z / torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+
+    def _log_volume(self, fn: Any) -> float:
+        n = int(fn.event_shape[-1])
+        return Sphere(n).log_volume * (math.prod(map(int, fn.event_shape)) // n)
+
+
+class CircleReparam(_FromNormal):
+    r"""For latent angles: draws :math:`u \sim N(0, I_2)` for each, and takes :math:`\theta = \mathrm{atan2}(u_2, u_1)`, weighed by its density.
+
+    .. math:: \log p(u) = \log N(u; 0, I) + \log p(\theta) + \log 2\pi
+
+    Exact for every density on the circle or on several, :math:`\theta \in [-\pi, \pi)`: ``VonMises``, ``SineBivariateVonMises``, a flow on a
+    torus. The model then has the latent site ``{name}_normal``, with one more dimension, of size 2; the site itself becomes deterministic.
+
+    Raises:
+        SupportError: a site that is observed, or not one of angles.
+    """
+
+    _kind, _what = Torus, "angles"
+
+    def _normal_shape(self, shape: torch.Size) -> torch.Size:
+        return shape + torch.Size([2])
+
+    def _normal(self, value: Tensor) -> Tensor:
+        return torch.stack([value.cos(), value.sin()], -1)
+
+    def _value(self, z: Tensor) -> Tensor:
+        return torch.atan2(z[..., 1], z[..., 0])
+
+    def _log_volume(self, fn: Any) -> float:
+        return math.log(2 * math.pi) * math.prod(map(int, fn.event_shape))
+
+
+class ManifoldReparam(Strategy):
+    """Reparameterises every latent site of directions or angles, and leaves all others, and observed ones, as they are.
+
+    A flow prior is drawn from its base first (``TransformReparam``), where the geometry is easier, and its base, uniform on the manifold, from a
+    normal vector (:class:`SphereReparam`, :class:`CircleReparam`). Use it as a decorator, or as ``poutine.reparam(model, config=ManifoldReparam())``:
+    NUTS and all of Pyro's autoguides then take the model.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> @ManifoldReparam()
+        ... def model(y):
+        ...     x = pyro.sample("x", dist.ProjectedNormal(torch.zeros(3)))
+        ...     pyro.sample("y", dist.Normal(x, 0.1).to_event(1), obs=y)
+        >>> guide = pyro.infer.autoguide.AutoNormal(model)
+        >>> sorted(guide(torch.tensor([0.0, 0.0, 1.0])))
+        ['x_normal']
+    """
+
+    def configure(self, msg: Any) -> Reparam | None:
+        """The reparameteriser of one site, or ``None``."""
+        fn, name = msg["fn"], msg["name"]
+        manifold = None if msg["is_observed"] else manifold_of(fn, name)
+        if manifold is None:
+            return None
+        if isinstance(_plain(fn), dist.TransformedDistribution) and getattr(_plain(fn), "transforms", None):
+            return TransformReparam()
+        return SphereReparam() if isinstance(manifold, Sphere) else CircleReparam()
+
+
+def _plain(fn: Any) -> Any:
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return fn

@@ -1,0 +1,413 @@
+"""AutoManifoldFlow: densities against their measure, stock ELBOs, a known evidence, FlowVI end to end, bad input."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import math
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import infer
+from pyro.distributions import constraints
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
+from pyro.optim import Adam
+
+import pyro_flows as pf
+from pyro_flows import AutoFlow, AutoManifoldFlow
+from pyro_flows.errors import ModelError, OptionError, SupportError
+from pyro_flows.guides import init_to_typical
+from pyro_flows.guides.manifold_layers import AnglePlaces, DirectionPlaces, DirectionShapes, angle_shapes
+from pyro_flows.infer.log_joint import LogJoint
+from pyro_flows.manifolds import Product, Sphere, Torus, UniformSphere, VonMisesFisher, log_volume_ratio, manifold_of
+from pyro_flows.transforms import Affine
+
+Y = torch.tensor([[0.9, 0.1, 0.4], [0.5, -0.2, 1.0], [0.6, 0.4, 0.7], [1.1, 0.0, 0.8], [0.4, 0.1, 0.9]], dtype=torch.float64)
+COUNTS = torch.tensor([0, 1, 1, 2, 1, 0, 1])
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+
+
+def perturbed(module, scale=0.2):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return module
+
+
+def mixed(y, counts):
+    """A scale, a direction and a composition."""
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    x = pyro.sample("x", dist.ProjectedNormal(torch.zeros(3)))
+    parts = pyro.sample("parts", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
+    with pyro.plate("draws", len(counts)):
+        pyro.sample("counts", dist.Categorical(parts), obs=counts)
+    pyro.deterministic("height", x[..., 2])
+
+
+def everything():
+    """All kinds of sites, interleaved; directions and angles in plates, events of directions."""
+    pyro.sample("phase", dist.VonMises(3.0, 2.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    pyro.sample("pair", UniformSphere(3).expand([2]).to_event(1))
+    with pyro.plate("groups", 3):
+        pyro.sample("x", dist.ProjectedNormal(torch.tensor([0.0, 1.0, 0.5]) / scale))
+        pyro.sample("angle", dist.VonMises(0.0, scale))
+        pyro.sample("z", dist.Normal(0.0, scale))
+    pyro.sample("plane", dist.ImproperUniform(constraints.sphere, (), (2,)))
+    pyro.sample("parts", dist.Dirichlet(torch.ones(3)))
+
+
+# Layers.
+
+LAYERS = {
+    "places": (Sphere(3), lambda c: DirectionPlaces(3, 1, c)),
+    "places in R^5": (Sphere(5), lambda c: DirectionPlaces(5, 1, c)),
+    "shapes": (Sphere(3), lambda c: DirectionShapes(3, 1, c, layers=2)),
+    "angle places": (Torus(3), lambda c: AnglePlaces(3, c)),
+    "angle shapes": (Torus(3), lambda c: angle_shapes(3, c)),
+}
+
+
+@pytest.mark.parametrize("context_dim", (0, 2))
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_change_volumes_as_they_say(name, context_dim):
+    manifold, make = LAYERS[name]
+    layer = perturbed(make(context_dim))
+    x, context = manifold.random_uniform((6,)), torch.randn(6, context_dim) if context_dim else None
+    for i in range(6):
+        c = None if context is None else context[i]
+        y, ladj = layer.forward_and_ladj(x[i], c)
+        torch.testing.assert_close(ladj, log_volume_ratio(lambda p, c=c: layer.forward_and_ladj(p, c)[0], x[i], manifold), atol=1e-8, rtol=1e-8)
+        back, inverse_ladj = layer.inverse_and_ladj(y, c)
+        torch.testing.assert_close(
+            manifold.project(back - x[i]) if isinstance(manifold, Torus) else back, 0 * x[i] if isinstance(manifold, Torus) else x[i]
+        )
+        torch.testing.assert_close(inverse_ladj, -ladj)
+
+
+def test_several_directions_are_those_of_one_side_by_side():
+    places = perturbed(DirectionPlaces(3, 2, 0))
+    places.place(torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([0.05, 0.2]))
+    draws = places.forward_and_ladj(Sphere(3).random_uniform((4000, 2)).flatten(-2))[0].unflatten(-1, (2, 3))
+    angles = (draws * places.poles).sum(-1).clamp(-1, 1).acos()
+    torch.testing.assert_close(angles.median(0).values / torch.tensor([0.05, 0.2]), torch.full((2,), 1.17), atol=0.06, rtol=0)
+    shapes = perturbed(DirectionShapes(3, 2, 0))
+    x = Sphere(3).random_uniform((2,))
+    both, ladj = shapes.forward_and_ladj(x.flatten())
+    for i in range(2):
+        moved = x.clone()
+        moved[1 - i] = Sphere(3).random_uniform()
+        torch.testing.assert_close(shapes.forward_and_ladj(moved.flatten())[0].unflatten(-1, (2, 3))[i], both.unflatten(-1, (2, 3))[i])
+    torch.testing.assert_close(shapes.inverse_and_ladj(both)[1], -ladj)
+
+
+# The guide's density.
+
+
+def test_the_density_integrates_to_one():
+    """Over the angles and directions, at each number, what is left is the density of the numbers."""
+
+    def model():
+        pyro.sample("phase", dist.VonMises(0.0, 1.0))
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("x", UniformSphere(2))
+
+    guide = perturbed(AutoManifoldFlow(model, init_scale=1.0).setup(), 0.05)
+    circle, weights = Torus(1).quadrature(200)
+    points, more = Sphere(2).quadrature(200)
+    i, j = (g.flatten() for g in torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij"))
+    numbers = pf.Flow(1, guide.flow.transform.parts[0])()
+    for a in (-1.0, 0.0, 0.7):
+        vectors = torch.cat([circle[i], torch.full((len(i), 1), a), points[j]], -1)
+        with torch.no_grad():
+            total = (guide.flow().log_prob(vectors).exp() * weights[i] * more[j]).sum()
+            torch.testing.assert_close(total, numbers.log_prob(torch.tensor([a])).exp(), rtol=2e-3, atol=0)
+
+
+def test_draws_lie_where_they_should_and_have_their_density():
+    guide = perturbed(AutoManifoldFlow(everything).setup(), 0.05)
+    flow = guide.flow()
+    z, log_q = flow.rsample_and_log_prob((50,))
+    torch.testing.assert_close(flow.log_prob(z), log_q)
+    values = guide.unpack(z)
+    assert {k: tuple(v.shape[1:]) for k, v in values.items()} == {
+        "phase": (), "scale": (), "pair": (2, 3), "x": (3, 3), "angle": (3,), "z": (3,), "plane": (2,), "parts": (3,),
+    }  # fmt: skip
+    for name in ("pair", "x", "plane"):
+        assert constraints.sphere.check(values[name]).all()
+    assert (values["angle"].abs() <= math.pi).all() and (values["scale"] > 0).all()
+    torch.testing.assert_close(guide.pack(values), z)
+    assert "Sphere" in repr(flow.support) and flow.support.check(z).all() and not flow.support.check(1.1 * z).any()
+
+
+def test_every_parameter_is_trained():
+    guide = perturbed(AutoManifoldFlow(everything).setup(), 0.05)
+    z, log_q = guide.flow().rsample_and_log_prob((20,))
+    (LogJoint(everything, guide)(z) - log_q).sum().backward()
+    still = [name for name, p in guide.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0 or not torch.isfinite(p.grad).all()]
+    assert not still
+
+
+def test_an_untrained_guide_is_even_and_small():
+    guide = AutoManifoldFlow(everything).setup()
+    values = guide.unpack(guide.flow().sample((20_000,)))
+    assert values["x"].mean(0).abs().max() < 0.03 and (values["x"] ** 2).mean(0).sub(1 / 3).abs().max() < 0.02
+    assert values["phase"].sin().mean().abs() < 0.03
+    torch.testing.assert_close(values["z"].std(0), torch.full((3,), 0.1), atol=0.01, rtol=0)
+
+
+def test_single_precision_and_large_concentration():
+    torch.set_default_dtype(torch.float32)
+    guide = AutoManifoldFlow(everything).setup()
+    wide = torch.eye(guide.latent_dim)
+    guide.place(guide.loc, 1e-3 * wide)
+    z, log_q = guide.flow().rsample_and_log_prob((100,))
+    assert z.dtype == torch.float32 and constraints.sphere.check(guide.unpack(z)["x"]).all()
+    assert torch.isfinite(log_q).all()
+    assert (
+        guide.double().flow().log_prob(z.double()) - log_q
+    ).abs().max() < 0.5  # of about 100 nats, at points rounded to a ten-thousandth of the spread
+
+
+def test_copies_and_states(tmp_path):
+    guide = perturbed(AutoManifoldFlow(everything).setup(), 0.05)
+    z = guide.flow().sample((5,))
+    buffer = io.BytesIO()
+    torch.save(guide.state_dict(), buffer)
+    buffer.seek(0)
+    other = AutoManifoldFlow(everything, init_loc_fn=init_to_value(values={"phase": torch.tensor(1.0)}, fallback=init_to_typical)).setup()
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    for twin in (copy.deepcopy(guide), pickle.loads(pickle.dumps(guide)), other):
+        torch.testing.assert_close(twin.flow().log_prob(z), guide.flow().log_prob(z))
+
+
+# Stock Pyro.
+
+ELBOS = {
+    "Trace": Trace_ELBO,
+    "TraceGraph": infer.TraceGraph_ELBO,
+    "TraceMeanField": infer.TraceMeanField_ELBO,
+    "TraceEnum": functools.partial(infer.TraceEnum_ELBO, max_plate_nesting=1, strict_enumeration_warning=False),
+    "Jit": functools.partial(infer.JitTrace_ELBO, ignore_jit_warnings=True),
+    "Renyi": functools.partial(infer.RenyiELBO, alpha=0.5, num_particles=1, vectorize_particles=False),
+}
+
+
+@pytest.mark.parametrize("name", ELBOS)
+def test_every_elbo_is_the_formulas(name):
+    guide = perturbed(AutoManifoldFlow(mixed).setup(Y, COUNTS), 0.05)
+    log_joint = LogJoint(mixed, guide, (Y, COUNTS))
+    elbo = ELBOS[name]()
+    pyro.set_rng_seed(3)
+    loss = elbo.differentiable_loss(mixed, guide, Y, COUNTS) if hasattr(elbo, "differentiable_loss") else elbo.loss(mixed, guide, Y, COUNTS)
+    pyro.set_rng_seed(3)
+    z, log_q = guide.flow().rsample_and_log_prob()
+    if name not in ("Jit", "Renyi"):  # whose noise is drawn in another place
+        torch.testing.assert_close(torch.as_tensor(loss).detach(), (log_q - log_joint(z)).detach())
+    assert math.isfinite(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
+    svi = SVI(mixed, guide, Adam({"lr": 1e-3}), ELBOS[name]())
+    assert all(math.isfinite(svi.step(Y, COUNTS)) for _ in range(2))
+
+
+def test_vectorized_particles():
+    guide = perturbed(AutoManifoldFlow(mixed).setup(Y, COUNTS), 0.05)
+    many = Trace_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
+
+    def model(y, counts):  # rows to the left of the plates
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        x = pyro.sample("x", dist.ProjectedNormal(torch.zeros(3)))
+        parts = pyro.sample("parts", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(x, scale.unsqueeze(-1)).to_event(1), obs=y)
+        with pyro.plate("draws", len(counts)):
+            pyro.sample("counts", dist.Categorical(parts), obs=counts)
+
+    z, log_q = guide.flow().rsample_and_log_prob((4000,))
+    gaps = log_q - LogJoint(mixed, guide, (Y, COUNTS))(z)
+    assert abs(many.loss(model, guide, Y, COUNTS) - gaps.mean()) < 5 * gaps.std() / math.sqrt(2000)
+
+
+def test_predictive_lists_and_summaries():
+    guide = AutoManifoldFlow(mixed).setup(Y, COUNTS)
+    draws = Predictive(mixed, guide=guide, num_samples=7)(Y, COUNTS)
+    assert draws["x"].reshape(7, 3).norm(dim=-1).sub(1).abs().max() < 1e-12 and draws["height"].numel() == 7
+    both = AutoGuideList(mixed)
+    both.append(AutoManifoldFlow(pyro.poutine.block(mixed, expose=["x"])))
+    both.append(AutoNormal(pyro.poutine.block(mixed, hide=["x"])))
+    assert math.isfinite(SVI(mixed, both, Adam({"lr": 1e-3}), Trace_ELBO()).step(Y, COUNTS))
+    seam = AutoManifoldFlow(everything).setup()
+    seam.place(seam.loc, 0.1 * torch.eye(seam.latent_dim))
+    low, high = seam.quantiles([0.05, 0.95])["phase"]
+    assert 0.1 < high - low < 1.0
+    assert abs(seam.median()["x"].norm(dim=-1) - 1).max() < 1e-6
+
+
+# FlowVI.
+
+POLE, KAPPA, NOISE = torch.tensor([0.0, 0.6, 0.8], dtype=torch.float64), 2.0, 5.0
+SEEN = Sphere(3).project(Y)
+
+
+def log_constant(kappa):
+    """Of the density of von Mises and Fisher in space."""
+    return math.log(kappa) - math.log(4 * math.pi) - kappa - math.log(-math.expm1(-2 * kappa) / 2)
+
+
+def conjugate(seen):
+    x = pyro.sample("x", VonMisesFisher(POLE, KAPPA))
+    with pyro.plate("rows", len(seen)):
+        pyro.sample("seen", VonMisesFisher(x, NOISE), obs=seen)
+
+
+QUICK = {"progress": False, "engine": "captured", "num_eval": 4000}
+
+
+def test_a_conjugate_direction_and_its_evidence():
+    posterior = pf.FlowVI(conjugate, max_steps=300, **QUICK).run(SEEN)
+    total = KAPPA * POLE + NOISE * SEEN.sum(0)
+    size = total.norm().item()
+    evidence = log_constant(KAPPA) + len(SEEN) * log_constant(NOISE) - log_constant(size)
+    assert isinstance(posterior.guide, AutoManifoldFlow) and posterior.guide.affine is None
+    assert abs(posterior.log_evidence.mean - evidence) < max(4 * posterior.log_evidence.se, 2e-3)
+    assert -0.02 < posterior.elbo.mean - evidence < 4 * posterior.elbo.se
+    assert posterior.ess > 0.95 and posterior.verdict == "good"
+    x = posterior.get_samples(4000)["x"]
+    height = x @ (total / size)
+    torch.testing.assert_close(height.mean(), torch.tensor(1 / math.tanh(size) - 1 / size), atol=4 * float(height.std()) / 60, rtol=0)
+    exact = VonMisesFisher(total / size, size).log_prob(x)
+    assert (posterior.log_prob({"x": x}) - exact).std() < 0.2
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    torch.set_default_dtype(torch.float64)
+    return pf.FlowVI(mixed, max_steps=400, **QUICK).run(Y, COUNTS)
+
+
+def test_flow_vi_picks_the_guide(fitted):
+    assert type(fitted.guide) is AutoManifoldFlow
+    assert fitted.engines["flow"] == "captured"
+    assert fitted.verdict == "good" and fitted.ess > 0.8
+    assert fitted.elbo.mean <= fitted.log_evidence.mean + 4 * fitted.log_evidence.se
+
+
+def test_the_posterior_of_a_mixed_model(fitted, tmp_path):
+    draws = fitted.get_samples(300)
+    assert {k: tuple(v.shape) for k, v in draws.items()} == {"scale": (300,), "x": (300, 3), "parts": (300, 3), "height": (300,)}
+    log_q = fitted.log_prob(draws)
+    assert torch.isfinite(log_q).all()
+    torch.testing.assert_close(fitted.log_prob({**draws, "x": draws["x"].float()}), log_q, atol=1e-3, rtol=0)  # rounding is no distance
+    assert torch.isneginf(fitted.log_prob({**draws, "x": 2 * draws["x"]})).all()
+    assert "x[0]" in fitted.summary(500).index
+    assert fitted.to_arviz(num_samples=50).posterior["x"].shape == (1, 50, 3)
+    assert fitted.predictive(num_samples=4)["y"].shape == (4, 5, 3)
+    fitted.save(tmp_path / "posterior.pt")
+    loaded = pf.Posterior.load(tmp_path / "posterior.pt", mixed, Y, COUNTS)
+    assert type(loaded.guide) is AutoManifoldFlow
+    torch.testing.assert_close(loaded.log_prob(draws), log_q)
+
+
+def test_nuts_agrees(fitted):
+    """Means and spreads of NUTS with ManifoldReparam, its own noise allowed for."""
+    mcmc = infer.MCMC(infer.NUTS(pf.manifolds.ManifoldReparam()(mixed)), num_samples=400, warmup_steps=150, disable_progbar=True)
+    mcmc.run(Y, COUNTS)
+    chains = mcmc.get_samples()
+    chains["x"] = Sphere(3).project(chains.pop("x_normal"))
+    draws = fitted.get_samples(4000)
+    for name, chain in chains.items():
+        ess = pyro.ops.stats.effective_sample_size(chain[None], 0, 1)
+        noise = 1 / ess.clamp(max=400).sqrt()
+        assert ((draws[name].mean(0) - chain.mean(0)).abs() < (0.1 + 3 * noise) * chain.std(0)).all(), name
+        assert ((draws[name].std(0) / chain.std(0) - 1).abs() < 0.15 + 3 * noise).all(), name
+
+
+def test_flow_vi_takes_angles_across_the_seam():
+    t = torch.linspace(0, 4, 20)
+    y = 1.5 * torch.cos(t - 3.1) + 0.4 * torch.randn(20)
+
+    def model(y):
+        amplitude = pyro.sample("amplitude", dist.LogNormal(0.0, 1.0))
+        phase = pyro.sample("phase", dist.VonMises(0.0, 0.1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(amplitude * torch.cos(t - phase), 0.4), obs=y)
+
+    posterior = pf.FlowVI(model, max_steps=300, **QUICK).run(y)
+    assert type(posterior.guide) is AutoManifoldFlow and posterior.verdict == "good"
+    phase = posterior.get_samples(2000)["phase"]
+    assert (phase > 3).any() and (phase < -3).any() and (phase.abs() <= math.pi).all()
+    table = posterior.summary(2000)
+    assert table.loc["phase", "sd"] < 0.3 and abs(table.loc["phase", "mean"]) > 2.8
+
+
+def test_a_model_of_plain_sites_keeps_its_guide_and_its_random_numbers():
+    def plain():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+
+    state = torch.get_rng_state()
+    assert type(pf.guides.auto_guide(plain)) is AutoFlow
+    assert torch.equal(torch.get_rng_state(), state)
+    guide = AutoManifoldFlow(plain).setup()  # which then is an AutoFlow by another name
+    assert guide.affine is not None and math.isfinite(SVI(plain, guide, Adam({"lr": 1e-3}), Trace_ELBO()).step())
+
+
+# Bad input.
+
+
+def prior(fn):
+    def model():
+        pyro.sample("x", fn)
+
+    return model
+
+
+def at(value):
+    return init_to_value(values={"x": torch.as_tensor(value)})
+
+
+def product():
+    manifold = Product(Sphere(3), Torus(2))
+    return dist.ImproperUniform(manifold.support, (), (5,))
+
+
+ERRORS = {
+    "off the sphere": (
+        lambda: AutoManifoldFlow(prior(UniformSphere(3)), init_loc_fn=at([1.0, 1.0, 0.0])).setup(),
+        ModelError,
+        "'x' starts.*init_loc_fn",
+    ),
+    "product": (lambda: AutoManifoldFlow(prior(product())).setup(), SupportError, "'x' lies on a product.*one site each"),
+    "two points": (lambda: manifold_of(dist.ProjectedNormal(torch.ones(1)), "x"), SupportError, "'x'.*two points"),
+    "flow without numbers": (lambda: AutoManifoldFlow(prior(UniformSphere(3)), flow=Affine(3)).setup(), OptionError, "directions and angles only"),
+    "discrete": (lambda: AutoManifoldFlow(prior(dist.Bernoulli(0.5))).setup(), SupportError, "'x' is discrete"),
+    "AutoFlow": (lambda: AutoFlow(prior(UniformSphere(3))).setup(), SupportError, "'x'.*AutoManifoldFlow.*ManifoldReparam"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_bad_input_says_what_to_do(name):
+    make, error, words = ERRORS[name]
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_observed_directions_off_the_sphere_are_refused():
+    with pytest.raises((SupportError, ModelError), match="do not lie on|outside the support"):
+        pf.FlowVI(conjugate, **QUICK).run(1.01 * SEEN)
+
+
+def test_nuts_does_not_mistake_the_base_for_numbers():
+    guide = AutoManifoldFlow(mixed).setup(Y, COUNTS)
+    neutra = infer.reparam.NeuTraReparam(guide)
+    with pytest.raises(NotImplementedError):
+        infer.MCMC(infer.NUTS(neutra.reparam(mixed)), num_samples=1, warmup_steps=1, disable_progbar=True).run(Y, COUNTS)
