@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -50,7 +51,7 @@ def manifold_of(fn: Any, name: str) -> Manifold | None:
             break  # moved by a transform, angles are what its support says
         fn = fn.base_dist
     if support is angles or isinstance(fn, _CIRCULAR):
-        return Torus(int(torch.Size(fn.shape()).numel()))
+        return Torus(math.prod(map(int, fn.shape())))
     return None
 
 
