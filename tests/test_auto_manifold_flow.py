@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import pickle
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +21,7 @@ from pyro.optim import Adam
 
 import pyro_flows as pf
 from pyro_flows import AutoFlow, AutoManifoldFlow
-from pyro_flows.errors import ModelError, OptionError, SupportError
+from pyro_flows.errors import ConvergenceWarning, ModelError, OptionError, SupportError
 from pyro_flows.guides import init_to_typical
 from pyro_flows.guides.manifold_layers import AnglePlaces, DirectionPlaces, DirectionShapes, angle_shapes
 from pyro_flows.infer.log_joint import LogJoint
@@ -273,8 +274,15 @@ def conjugate(seen):
 QUICK = {"progress": False, "engine": "captured", "num_eval": 4000}
 
 
+def fit(model, *args, max_steps):
+    """A short run, which need not have converged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return pf.FlowVI(model, max_steps=max_steps, **QUICK).run(*args)
+
+
 def test_a_conjugate_direction_and_its_evidence():
-    posterior = pf.FlowVI(conjugate, max_steps=300, **QUICK).run(SEEN)
+    posterior = fit(conjugate, SEEN, max_steps=300)
     total = KAPPA * POLE + NOISE * SEEN.sum(0)
     size = total.norm().item()
     evidence = log_constant(KAPPA) + len(SEEN) * log_constant(NOISE) - log_constant(size)
@@ -292,7 +300,7 @@ def test_a_conjugate_direction_and_its_evidence():
 @pytest.fixture(scope="module")
 def fitted():
     torch.set_default_dtype(torch.float64)
-    return pf.FlowVI(mixed, max_steps=400, **QUICK).run(Y, COUNTS)
+    return fit(mixed, Y, COUNTS, max_steps=400)
 
 
 def test_flow_vi_picks_the_guide(fitted):
@@ -342,7 +350,7 @@ def test_flow_vi_takes_angles_across_the_seam():
         with pyro.plate("rows", len(y)):
             pyro.sample("y", dist.Normal(amplitude * torch.cos(t - phase), 0.4), obs=y)
 
-    posterior = pf.FlowVI(model, max_steps=300, **QUICK).run(y)
+    posterior = fit(model, y, max_steps=300)
     assert type(posterior.guide) is AutoManifoldFlow and posterior.verdict == "good"
     phase = posterior.get_samples(2000)["phase"]
     assert (phase > 3).any() and (phase < -3).any() and (phase.abs() <= math.pi).all()
