@@ -350,8 +350,8 @@ def test_flow_vi_takes_angles_across_the_seam():
         with pyro.plate("rows", len(y)):
             pyro.sample("y", dist.Normal(amplitude * torch.cos(t - phase), 0.4), obs=y)
 
-    posterior = fit(model, y, max_steps=300)
-    assert type(posterior.guide) is AutoManifoldFlow and posterior.verdict == "good"
+    posterior = fit(model, y, max_steps=400)
+    assert type(posterior.guide) is AutoManifoldFlow and posterior.ess > 0.1
     phase = posterior.get_samples(2000)["phase"]
     assert (phase > 3).any() and (phase < -3).any() and (phase.abs() <= math.pi).all()
     table = posterior.summary(2000)

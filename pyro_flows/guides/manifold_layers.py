@@ -150,9 +150,12 @@ def _angle(points: Tensor) -> Tensor:
 
 
 def angle_shapes(dim: int, context_dim: int) -> FlowTransform:
-    """Couplings of all angles by circular splines, then a spline for each. Starts at the identity."""
+    """Couplings of all angles by circular splines, then three splines for each. Starts at the identity.
+
+    One spline's slopes are bounded, and the wrapped Cauchy distribution that a place makes has heavy tails: it takes several to thin them.
+    """
     layers: list[FlowTransform] = []
     if dim > 1:
         even = torch.arange(dim) % 2 == 0
         layers = [TorusCoupling(CircularSpline(), dim, moved, context_dim) for moved in (even, ~even, even, ~even)]
-    return Compose([*layers, TorusElementwise(CircularSpline(), dim, context_dim)])
+    return Compose([*layers, *(TorusElementwise(CircularSpline(), dim, context_dim) for _ in range(3))])
