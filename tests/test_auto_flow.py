@@ -21,7 +21,7 @@ from torch.distributions import biject_to, constraints
 import pyro_flows as pf
 from pyro_flows import AutoFlow
 from pyro_flows.errors import ModelError, OptionError, ParamStoreError, ShapeError, SupportError
-from pyro_flows.guides.auto_flow import NO_GUIDES
+from pyro_flows.guides.inner_flow import NO_GUIDES
 from pyro_flows.transforms import Affine, LowRankLinear, TriangularLinear
 
 NAMES = ("nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import pyro_flows as pf
-from pyro_flows.guides.auto_flow import NO_GUIDES
+from pyro_flows.guides.inner_flow import NO_GUIDES
 
 EVIDENCE = -31.311
 Y = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)

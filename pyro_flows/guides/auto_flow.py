@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import pyro
@@ -14,23 +13,16 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from torch import Tensor, nn
 
-from .. import flows
-from ..distributions import Flow, FlowDistribution, Gaussian, StudentT
-from ..errors import OptionError, ParamStoreError, ShapeError
+from ..distributions import Flow, FlowDistribution, Gaussian
+from ..errors import OptionError, ParamStoreError
 from ..transforms import Compose, ContractiveResidual, FlowTransform, Standardize
 from .affine_layer import affine_layer
 from .default_flow import default_flow
+from .inner_flow import BASES, FlowSpec, check_spec, inner_flow
 from .pushforward import AsPushforward
 from .sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj
 
 __all__ = ["AutoFlow"]
-
-FlowSpec = str | Flow | FlowTransform | Callable[[int], Flow | FlowTransform] | None
-BASES: dict[str, Callable[[int], nn.Module]] = {"normal": Gaussian, "student_t": StudentT}
-GUIDE_OPTIONS: dict[str, dict[str, Any]] = {"cnf": {"solver": "rk4", "steps": 4}}  # of recipes: graphs want fixed steps
-NO_GUIDES = {"flow_gmm": "draws of its base cannot be reparameterised"} | dict.fromkeys(
-    ("sphere", "simplex", "torus"), "its points live on a manifold, and AutoFlow's in unconstrained space: use AutoManifoldFlow"
-)  # recipes, and why not
 
 
 def _hidden(msg: dict[str, Any]) -> bool:
@@ -90,13 +82,7 @@ class AutoFlow(AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_typical,
         init_scale: float = 0.1,
     ) -> None:
-        if isinstance(flow, str) and flow in NO_GUIDES:
-            raise OptionError(f"flow={flow!r} cannot be a guide: {NO_GUIDES[flow]}")
-        if isinstance(flow, str) and flow != "auto" and flow not in flows.__all__:
-            names = ", ".join(name for name in flows.__all__ if name not in NO_GUIDES)
-            raise OptionError(f"flow={flow!r} is not known: choose 'auto', None or one of {names}")
-        if not (flow is None or isinstance(flow, (str, FlowTransform)) or callable(flow)):
-            raise OptionError(f"flow must be a name, a transform, a function of the dimension or None, got {type(flow).__name__}")
+        check_spec(flow)
         if affine not in ("auto", "full_rank", "low_rank", "diagonal"):
             raise OptionError(f"affine={affine!r} is not known: choose 'auto', 'full_rank', 'low_rank' or 'diagonal'")
         if not (base is None or callable(base) or base in tuple(BASES)):
@@ -148,7 +134,7 @@ class AutoFlow(AutoContinuous):
 
     def _build(self, sites: list[LatentSite], loc: Tensor) -> Flow:
         dim = loc.numel()
-        inner = default_flow(sites, dim) if self.config["flow"] == "auto" else self._build_inner(dim)
+        inner = default_flow(sites, dim) if self.config["flow"] == "auto" else inner_flow(self.config["flow"], dim)
         layers = [] if inner is None else [inner.transform if isinstance(inner, Flow) else inner]
         for layer in layers[0].modules() if layers else ():
             if isinstance(layer, ContractiveResidual) and layer.log_det == "auto":
@@ -161,22 +147,6 @@ class AutoFlow(AutoContinuous):
         else:
             base = BASES[make](dim) if isinstance(make, str) else make(dim)  # type: ignore[operator]
         return Flow(base, Compose(layers)).to(loc)
-
-    def _build_inner(self, dim: int) -> Flow | FlowTransform | None:
-        spec: Any = self.config["flow"]
-        if isinstance(spec, str):
-            spec = partial(getattr(flows, spec), **GUIDE_OPTIONS.get(spec, {}))
-        inner = spec if spec is None or isinstance(spec, (Flow, FlowTransform)) else spec(dim)
-        if inner is None:
-            return None
-        if not isinstance(inner, (Flow, FlowTransform)):
-            raise OptionError(f"flow= must give a Flow or a transform of pyro_flows, got {type(inner).__name__}")
-        if inner.dim != dim or inner.context_dim:
-            raise ShapeError(
-                f"flow= must map the model's {dim} unconstrained numbers without a context; it has dim={inner.dim}, context_dim={inner.context_dim}: "
-                "give a function of the dimension, flow=lambda dim: ..."
-            )
-        return inner
 
     # Parts of the flow, read past Pyro's module hooks: a parameter registered under two names would be stepped twice.
 
