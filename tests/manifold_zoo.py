@@ -147,6 +147,13 @@ def _mixed() -> T.FlowTransform:
     return T.Compose(parts)
 
 
+def _continuous(manifold: M.Manifold, context_dim: int = 0) -> ManifoldInstance:
+    options = {"solver": "rk4", "steps": 8}
+    make = partial(M.RiemannianContinuousFlow, manifold, None, context_dim, **options)
+    name = f"{type(manifold).__name__.lower()}{manifold.size}"
+    return _on(manifold, f"continuous-{name}{'-context' if context_dim else ''}", make, context_dim, param_scale=0.03)
+
+
 MANIFOLD_ZOO: list[ManifoldInstance] = [
     *_sphere(2),
     *_sphere(4, 2),
@@ -158,4 +165,8 @@ MANIFOLD_ZOO: list[ManifoldInstance] = [
     *_torus(2, 2),
     *_torus(3),
     _on(M.Sphere(3), "sphere-compose", _mixed, 2),
+    _continuous(M.Sphere(2)),
+    _continuous(M.Sphere(4), 2),
+    _continuous(M.Torus(1)),
+    _continuous(M.Torus(3), 2),
 ]

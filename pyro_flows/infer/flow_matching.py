@@ -32,7 +32,8 @@ class FlowMatching:
     .. math:: E \big\|f\big(t, (1 - t) z + t x\big) - (x - z)\big\|^2, \qquad t \sim U(0, 1),\ z \sim \text{base},\ x \sim \text{data}
 
     Its minimiser :math:`f(t, \cdot)` is the mean of :math:`x - z` given the place at time :math:`t`, and carries the base to the distribution of
-    the data. With the coupling ``"ot"`` each batch pairs its ``z`` and ``x`` so that they are close: paths cross less, and are straighter.
+    the data. On a sphere or a torus the paths are geodesics. With the coupling ``"ot"`` each batch pairs its ``z`` and ``x`` so that they are close:
+    paths cross less, and are straighter.
 
     Args:
         flow: one :class:`~pyro_flows.transforms.ContinuousFlow`, and around it only layers without parameters to learn.
@@ -68,8 +69,8 @@ class FlowMatching:
             t = torch.rand(len(x), 1).to(x)
             mine = share(torch.arange(len(x), device=x.device))
             x, z, t, context = x[mine], z[mine], t[mine], None if context is None else context[mine]
-        velocity = flow.velocity(t, (1 - t) * z + t * x, context)
-        return ((velocity - (x - z)) ** 2).sum(-1)
+            place, wanted = flow.between(z, x, t)
+        return ((flow.velocity(t, place, context) - wanted) ** 2).sum(-1)
 
 
 def _sides(flow: Flow) -> _Sides:

@@ -6,6 +6,7 @@ to surface measure on spheres, to Lebesgue measure of the first ``n - 1`` parts 
 
 from .bases import Dirichlet, Uniform, UniformTorus
 from .charts import ALR, ILR, StickBreaking
+from .continuous import RiemannianContinuousFlow
 from .cylinder import CylinderAutoregressive
 from .distribution import ManifoldDistribution
 from .exponential import ExponentialMap
@@ -48,6 +49,7 @@ __all__ = [
     "TorusElementwise",
     "TorusCoupling",
     "TorusAutoregressive",
+    "RiemannianContinuousFlow",
     "ManifoldDistribution",
     "Uniform",
     "Dirichlet",

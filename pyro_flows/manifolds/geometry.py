@@ -73,6 +73,10 @@ class Manifold:
         noise = torch.randn(*x.shape[:-1], self.intrinsic_dim, 1, dtype=x.dtype, device=x.device)
         return (self.tangent_basis(x) @ noise).squeeze(-1)
 
+    def geodesic(self, start: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the shortest path between points is at times ``t (*batch, 1)`` from 0 to 1, and its velocity there."""
+        raise OptionError(f"{self!r} has no formula for geodesics: spheres and tori have one")
+
     def radius(self, z: Tensor) -> Tensor:
         """Coordinatewise factor ``r`` that makes ``z -> r(z) f(z / r(z))`` a homogeneous extension of a map, the shape of ``z``."""
         raise NotImplementedError
@@ -162,6 +166,15 @@ class Sphere(Manifold):
         v = x + torch.where(x[..., :1] >= 0, 1.0, -1.0) * first
         reflection = torch.eye(self.n, dtype=x.dtype, device=x.device) - 2 * v.unsqueeze(-1) * (v / (v * v).sum(-1, keepdim=True)).unsqueeze(-2)
         return reflection[..., 1:]
+
+    def geodesic(self, start: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Along the great circle; between opposite points, of which there are many, along any."""
+        toward = end - (start * end).sum(-1, keepdim=True) * start
+        size = torch.linalg.vector_norm(toward, dim=-1, keepdim=True)
+        toward = torch.where(size > 0, toward / size.clamp(min=torch.finfo(start.dtype).tiny), self.tangent_basis(start)[..., 0])
+        angle = torch.atan2(size, (start * end).sum(-1, keepdim=True))
+        cos, sin = (t * angle).cos(), (t * angle).sin()
+        return cos * start + sin * toward, angle * (cos * toward - sin * start)
 
     def radius(self, z: Tensor) -> Tensor:
         return torch.linalg.vector_norm(z, dim=-1, keepdim=True).expand_as(z)
@@ -293,6 +306,11 @@ class Torus(Manifold):
 
     def tangent_basis(self, x: Tensor) -> Tensor:
         return torch.eye(self.d, dtype=x.dtype, device=x.device).expand(*x.shape, self.d)
+
+    def geodesic(self, start: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Each angle the shorter way round."""
+        turn = self.project(end - start)
+        return self.project(start + t * turn), turn
 
     def radius(self, z: Tensor) -> Tensor:
         return torch.ones_like(z)

@@ -175,6 +175,10 @@ class ContinuousFlow(FlowTransform):
         """
         return self.solve(y, context, inverse=True, regularize=True)
 
+    def between(self, start: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the straight path from ``start`` to ``end`` is at time ``t`` in ``[0, 1]``, and its velocity: what flow matching learns from."""
+        return (1 - t) * start + t * end, end - start
+
     @torch.no_grad()
     def path(self, x: Tensor, context: Tensor | None = None, points: int = 50) -> Tensor:
         """The way of each point from time 0 to 1, at evenly spaced times: ``(points, *batch, D)``."""
