@@ -10,7 +10,8 @@ from .continuous import RiemannianContinuousFlow
 from .cylinder import CylinderAutoregressive
 from .distribution import ManifoldDistribution
 from .exponential import ExponentialMap
-from .geometry import Manifold, Simplex, Sphere, Torus
+from .geometry import Simplex, Sphere, Torus
+from .manifold import Manifold
 from .product import Product
 from .ratio import log_volume_ratio, volume_ratio
 from .reparam import CircleReparam, ManifoldReparam, SphereReparam

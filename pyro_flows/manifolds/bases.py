@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from .distribution import ManifoldDistribution
-from .geometry import Manifold, Simplex, Sphere, Torus
+from .geometry import Simplex, Sphere, Torus
+from .manifold import Manifold
 from .sphere_distributions import UniformSphere
 
 __all__ = ["UniformTorus", "Uniform", "Dirichlet"]

@@ -12,7 +12,8 @@ from ..errors import OptionError
 from ..nets import VelocityMLP
 from ..nets.velocity import Time
 from ..transforms import ContinuousFlow
-from .geometry import Manifold, Sphere, Torus
+from .geometry import Sphere, Torus
+from .manifold import Manifold
 from .transform import OnManifold
 
 __all__ = ["RiemannianContinuousFlow"]

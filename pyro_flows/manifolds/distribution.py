@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import OptionError, ShapeError
-from .geometry import Manifold, can_look
+from .manifold import Manifold, can_look
 
 __all__ = ["ManifoldDistribution"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import OptionError
-from .geometry import Manifold
+from .manifold import Manifold
 
 __all__ = ["Product"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..numerics import batch_jacobian
-from .geometry import Manifold
+from .manifold import Manifold
 
 __all__ = ["volume_ratio", "log_volume_ratio"]
 

@@ -10,8 +10,9 @@ from torch.distributions import constraints
 
 from ..errors import SupportError
 from .distribution import ManifoldDistribution, require, together
-from .geometry import Sphere, can_look
+from .geometry import Sphere
 from .grids import gauss_legendre
+from .manifold import can_look
 from .sphere_distributions import check_matrix
 from .sphere_maps import dot, unit
 from .transform import widened

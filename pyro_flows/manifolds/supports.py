@@ -11,7 +11,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ..errors import SupportError
-from .geometry import Manifold, Sphere, Torus, angles
+from .geometry import Sphere, Torus, angles
+from .manifold import Manifold
 from .product import _Product
 
 __all__ = ["contains", "manifold_of"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..transforms import FlowTransform
-from .geometry import Manifold
+from .manifold import Manifold
 
 __all__ = ["ManifoldTransform"]
 

@@ -1,0 +1,110 @@
+"""What transforms and distributions ask of a manifold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ..errors import OptionError, ShapeError, SupportError
+from ..numerics.introspection import is_traced
+
+__all__ = ["Manifold"]
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether values can be looked at: not while a graph is being made."""
+    return not is_traced() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+class Manifold:
+    """What transforms and distributions ask of a manifold. Points are vectors of shape ``(*batch, size)``.
+
+    ``size`` is the number of coordinates, ``intrinsic_dim`` the dimension, ``measure`` says in words what densities refer to.
+    """
+
+    measure: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates of a point."""
+        raise NotImplementedError
+
+    @property
+    def intrinsic_dim(self) -> int:
+        """Dimension of the manifold."""
+        return self.size
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The constraint that points obey."""
+        raise NotImplementedError
+
+    @property
+    def log_volume(self) -> float:
+        """Logarithm of the whole manifold's measure."""
+        raise NotImplementedError
+
+    def project(self, x: Tensor) -> Tensor:
+        """The point of the manifold that a vector stands for."""
+        raise NotImplementedError
+
+    def distance(self, x: Tensor) -> Tensor:
+        """How far points ``(*batch, size)`` are from the manifold, ``(*batch,)``."""
+        raise NotImplementedError
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        """An orthonormal basis of the tangent space at each point, ``(*batch, size, intrinsic_dim)``."""
+        raise NotImplementedError
+
+    def tangent_noise(self, x: Tensor) -> Tensor:
+        """A standard normal vector of the tangent space at each point, the shape of ``x``: a probe for traces."""
+        noise = torch.randn(*x.shape[:-1], self.intrinsic_dim, 1, dtype=x.dtype, device=x.device)
+        return (self.tangent_basis(x) @ noise).squeeze(-1)
+
+    def geodesic(self, start: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the shortest path between points is at times ``t (*batch, 1)`` from 0 to 1, and its velocity there."""
+        raise OptionError(f"{self!r} has no formula for geodesics: spheres and tori have one")
+
+    def radius(self, z: Tensor) -> Tensor:
+        """Coordinatewise factor ``r`` that makes ``z -> r(z) f(z / r(z))`` a homogeneous extension of a map, the shape of ``z``."""
+        raise NotImplementedError
+
+    def random_uniform(self, shape: Sequence[int] = (), dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+        """Independent uniform points, ``(*shape, size)``."""
+        raise NotImplementedError
+
+    def quadrature(self, resolution: int = 200) -> tuple[Tensor, Tensor]:
+        """Points ``(N, size)`` and weights ``(N,)`` of a rule for integrals over the manifold's measure, in double precision."""
+        raise OptionError(f"{self!r} has no quadrature rule: circles, the sphere of R^3, the simplex of three parts and products of these have one")
+
+    def check(self, x: Tensor, name: str) -> None:
+        """Raise a ``SupportError`` for points that do not lie on the manifold; silent inside traced graphs, which cannot look."""
+        if not can_look(x) or x.numel() == 0:
+            return
+        far = self.distance(x.detach())
+        tolerance = max(1e-6, 1e3 * torch.finfo(x.dtype).eps)
+        if not bool((far <= tolerance).all()):  # NaN is off the manifold too
+            worst = int(far.nan_to_num(torch.inf).flatten().argmax())
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), far.shape)) if far.dim() else ()
+            raise SupportError(
+                f"{name}: {int((~(far <= tolerance)).sum())} of {far.numel()} points do not lie on {self!r}; the worst, at index {index}, is "
+                f"{far.flatten()[worst].item():.3g} away: {self._remedy(x)}"
+            )
+
+    def validate(self, value: Tensor, distribution: Distribution) -> None:
+        """What a distribution on the manifold asks of a point before it gives the density there."""
+        name, shape = type(distribution).__name__, distribution.batch_shape
+        if value.dim() == 0 or value.shape[-1] != self.size:
+            raise ShapeError(f"{name} expects points of shape (*batch, {self.size}), got {tuple(value.shape)}")
+        try:
+            torch.broadcast_shapes(value.shape[:-1], shape)
+        except RuntimeError:
+            raise ShapeError(f"{name} of batch shape {tuple(shape)} does not broadcast with points of shape {tuple(value.shape)}") from None
+        self.check(value, name)
+
+    def _remedy(self, x: Tensor) -> str:
+        return f"{self!r}.project(x) gives the points that they stand for"
