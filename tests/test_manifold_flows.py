@@ -57,7 +57,9 @@ def test_every_coordinate_and_the_context_matter_after_training(make, n, manifol
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.01
     dead = [name for name, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not [name for name in dead if "parts.0.directions" not in name], dead
+    if n == 2 and manifold == M.Simplex(2):  # one log-ratio: its linear layers have no triangles
+        dead = [name for name in dead if not name.endswith(("lower", "upper"))]
+    assert not dead
     with torch.no_grad():
         change = flow.transform.forward_and_ladj(x, context)[0] - x
         assert (change.abs().amax(0) > 1e-3).all()
@@ -87,10 +89,10 @@ def test_a_flow_learns_a_direction_as_a_guide_as_a_prior_and_as_a_likelihood():
 
 
 def test_rotations_as_quaternions():
-    flow = pf.flows.sphere(4, antipodal=True)
+    flow = pf.flows.sphere(4, transforms=2, antipodal=True)
     with torch.no_grad():
         for i, p in enumerate(flow.parameters()):
-            p.add_(0.5 * normal(i, *p.shape).float())
+            p.add_(0.2 * normal(i, *p.shape).float())
     x = M.Sphere(4).random_uniform((500,))
     torch.testing.assert_close(flow().log_prob(x), flow().log_prob(-x), rtol=1e-4, atol=1e-4)
     uniform = M.Sphere(4).random_uniform((200_000,))

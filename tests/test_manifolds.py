@@ -605,3 +605,20 @@ def test_broken_options_are_refused(what):
     make, error = BROKEN[what]
     with pytest.raises(error):
         make()
+
+
+def test_gradients_at_the_identity_are_those_nearby():
+    """Formulas with two branches meet where layers start, at a shift of zero."""
+    x = M.Sphere(3).random_uniform((5,), dtype=torch.float64)
+    for make in (M.NormalizedTranslation, M.NormalizedAffine, M.SphereMobius):
+        for way in WAYS:
+            layer = make(3).double()
+            bias = (layer.shift if make is M.NormalizedAffine else layer.params).bias
+            at = torch.autograd.grad(getattr(layer, way)(x)[1].sum(), bias)[0]
+            with torch.no_grad():
+                bias.add_(1e-7)
+            close(at, torch.autograd.grad(getattr(layer, way)(x)[1].sum(), bias)[0], 1e-5)
+            assert at.abs().max() > 0.1
+    matrix, shift = torch.eye(3).double(), torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    slope = torch.autograd.grad(M.AffineUniform(matrix, shift).log_prob(x).sum(), shift)[0]
+    close(slope, 2 * x.sum(0), 1e-9)

@@ -31,7 +31,7 @@ def _stretch(y: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """From ``y = (x + c) / |x + c|``: the length ``|x + c|``, and the log ratio of the translation."""
     b = dot(y, c)
     s = (b * b + k).sqrt()
-    longer = s + b.abs()
+    longer = s + torch.where(b >= 0, b, -b)  # not abs, whose derivative at zero, where layers start, is zero
     length = torch.where(b >= 0, longer, k / longer)  # b + s, which cancels where b < 0
     return length, (s.log() - (y.shape[-1] - 1) * length.log()).squeeze(-1)
 

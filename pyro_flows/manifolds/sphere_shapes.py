@@ -105,7 +105,7 @@ class AffineUniform(ManifoldDistribution):
         z, c = (torch.linalg.solve(matrix, t.unsqueeze(-1)).squeeze(-1) for t in (y, shift))
         b, square, k = dot(z, c), dot(z, z), 1 - dot(c, c)
         s = (b * b + square * k).sqrt()
-        longer = s + b.abs()
+        longer = s + torch.where(b >= 0, b, -b)  # not abs, whose derivative at zero, where layers start, is zero
         length = torch.where(b >= 0, longer / square, k / longer)
         ratio = torch.linalg.slogdet(matrix)[1] + (s.log() - (self.manifold.size - 1) * length.log()).squeeze(-1)
         return (-self.manifold.log_volume - ratio).to(value)
