@@ -80,9 +80,20 @@ def _swissroll(u: Tensor) -> Tensor:
     return _polar(t, t) / 5
 
 
+def _annulus(u: Tensor) -> Tensor:
+    return _polar((1 + 3 * u[:, 0]).sqrt(), 2 * math.pi * u[:, 1])
+
+
+def _two_squares(u: Tensor) -> Tensor:
+    side = 2 * (2 * u[:, 0]).floor() - 1
+    return torch.stack([side * (1 + 2 * u[:, 1]), 2 * u[:, 2] - 1], -1)
+
+
 TOYS = {
     "8gaussians": Toy(_eight_gaussians, 0.5 / 1.414, 2.835),
     "checkerboard": Toy(_checkerboard, 0.0, math.log(32)),
+    "annulus": Toy(_annulus, 0.0, math.log(3 * math.pi)),
+    "two squares": Toy(_two_squares, 0.0, math.log(8)),
     "2spirals": Toy(_two_spirals, 0.1, 2.649),
     "rings": Toy(_rings, 0.08, 2.620),
     "moons": Toy(_moons, 0.2, 2.397),

@@ -1,14 +1,15 @@
 """pyro_flows: normalizing flows for Pyro. Fit a model, get a posterior, and know when to distrust it."""
 
-from . import diagnostics, distributions, errors, flows, guides, infer, manifolds, nets, numerics, transforms, univariate
+from . import diagnostics, distributions, errors, flows, guides, infer, manifolds, nets, numerics, stochastic, transforms, univariate
 from .distributions import Flow, FlowDistribution
-from .guides import AutoFlow, AutoManifoldFlow
+from .guides import AutoFlow, AutoManifoldFlow, AutoStochasticFlow
 from .infer import FlowVI, Posterior, distill, fit, fit_density
 
 __version__ = "0.1.0"
 __all__ = [
     "AutoFlow",
     "AutoManifoldFlow",
+    "AutoStochasticFlow",
     "Flow",
     "FlowDistribution",
     "FlowVI",
@@ -25,6 +26,7 @@ __all__ = [
     "manifolds",
     "nets",
     "numerics",
+    "stochastic",
     "transforms",
     "univariate",
 ]

@@ -12,7 +12,7 @@ __all__ = [
     "OptionError",
     "ParamStoreError",
     "ImportanceError",
-    "BoundError",
+    "IntractableError",
     "InversionError",
     "IntegrationError",
     "CaptureError",
@@ -58,8 +58,8 @@ class ImportanceError(PyroFlowsError, RuntimeError):
     """Importance weights are too uneven to be used."""
 
 
-class BoundError(PyroFlowsError, NotImplementedError):
-    """A density that is known by a bound only was asked for: use ``log_prob_bound``."""
+class IntractableError(PyroFlowsError, NotImplementedError):
+    """A random index does not allow what is asked: a density in closed form, a gradient through a discrete choice. The message says what does."""
 
 
 class InversionError(PyroFlowsError, RuntimeError):

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from pyro_flows.errors import OptionError
-from pyro_flows.nets import MLP, Hypernetwork, MaskedMLP
+from pyro_flows.errors import OptionError, ShapeError
+from pyro_flows.nets import LWTA, MLP, Hypernetwork, MaskedMLP
 from pyro_flows.nets.decoding import decode_in_place
+from pyro_flows.transforms import Coupling
+from pyro_flows.univariate import Affine
 
 DIMS = (1, 2, 3, 5, 8, 12)
 WIDTHS = ((), (1,), (3, 2), (7, 16), (32, 32, 32))  # none, fewer and more than the inputs
@@ -215,3 +217,38 @@ def test_masks_follow_their_module_but_are_not_stored():
     net = build(3)
     assert not [name for name in net.state_dict() if "mask" in name]
     assert net.float()(torch.randn(2, 3)).dtype == torch.float32
+
+
+def test_lwta_lets_one_unit_of_each_block_through():
+    x = torch.randn(500, 12)
+    blocks = LWTA(3)(x).unflatten(-1, (4, 3))
+    assert bool(((blocks != 0).sum(-1) == 1).all())
+    assert torch.equal(blocks.sum(-1), x.unflatten(-1, (4, 3)).amax(-1))
+    torch.testing.assert_close(LWTA(3, "expected")(x), (x.view(500, 4, 3).softmax(-1) * x.view(500, 4, 3)).flatten(-2))
+    a = torch.tensor([0.5, -0.2, 1.0]).expand(20_000, 3)
+    hard = LWTA(3, "sample").eval()(a)
+    shares = (hard != 0).float().mean(0)
+    torch.testing.assert_close(shares, a[0].softmax(-1), atol=0.015, rtol=0)
+    relaxed = LWTA(3, "sample")(a.clone().requires_grad_())
+    assert relaxed.requires_grad and bool((relaxed[:, 0] > 0).all())
+    cold = LWTA(3, "sample", temperature=1e-3)(a)
+    torch.testing.assert_close((cold.abs() > 1e-4).float().mean(0), a[0].softmax(-1), atol=0.02, rtol=0)
+
+
+def test_lwta_in_conditioners():
+    """As a conditioner's activation the largest unit keeps a coupling a bijection; drawn winners do not, which the class says."""
+    for winners, exact in (("max", True), ("expected", True), ("sample", False)):
+        coupling = Coupling(Affine(), 2, hidden_features=(8,), activation=lambda winners=winners: LWTA(2, winners))
+        with torch.no_grad():
+            for p in coupling.parameters():
+                p += 0.5 * torch.randn_like(p)
+            x = torch.randn(50, 2)
+            back = coupling.inverse_and_ladj(coupling.forward_and_ladj(x)[0])[0]
+        assert torch.allclose(back, x, atol=1e-5) == exact
+    with pytest.raises(OptionError, match="mixes units"):
+        MaskedMLP(3, 2, activation=lambda: LWTA(2))
+    with pytest.raises(ShapeError, match="multiple of units"):
+        LWTA(3)(torch.zeros(4))
+    for options in ({"units": 1}, {"winners": "min"}, {"temperature": 0.0}):
+        with pytest.raises(OptionError, match=next(iter(options))):
+            LWTA(**options)

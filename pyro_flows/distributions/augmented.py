@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..errors import BoundError, OptionError, ShapeError
+from ..errors import IntractableError, OptionError, ShapeError
 from ..nets import MLP
 from ..transforms import Compose, Standardize
-from .flow import Flow, FlowDistribution
+from .flow import Flow, FlowDistribution, standardization
 
 __all__ = ["AugmentedDistribution", "AugmentedFlow"]
 
@@ -55,9 +55,9 @@ class AugmentedDistribution(dist.TorchDistribution):
         """Not known.
 
         Raises:
-            BoundError: always.
+            IntractableError: always.
         """
-        raise BoundError(
+        raise IntractableError(
             "the density of an augmented flow is an integral over extra coordinates: use log_prob_bound(x, num_particles), a lower bound"
         )
 
@@ -141,7 +141,7 @@ class AugmentedFlow(Flow):
 
     def standardized(self, x: Any) -> AugmentedFlow:
         """As :meth:`Flow.standardized`; the extra coordinates stay as they are."""
-        layer = self._standardize(x)
+        layer = standardization(self, x)
         loc = layer.loc.new_zeros(self.transform.dim)
         scale = torch.eye(self.transform.dim).to(loc)
         loc[: self._dim], scale[: self._dim, : self._dim] = layer.loc, layer.scale_tril

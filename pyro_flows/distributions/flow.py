@@ -51,6 +51,19 @@ class FlowDistribution(dist.TransformedDistribution):
         return x, log_prob
 
 
+def standardization(flow: Any, x: Any) -> Standardize:
+    """The layer that takes mean and standard deviation of rows ``x``, ``(N, dim)``, in the dtype and on the device of a flow."""
+    rows = torch.as_tensor(x).detach()
+    if rows.dim() != 2 or rows.shape[1] != flow.dim:
+        raise ShapeError(f"standardized: x must have shape (N, {flow.dim}), got {tuple(rows.shape)}")
+    like = next((t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point()), torch.zeros(()))
+    scale, loc = torch.std_mean(rows.double(), 0)
+    unusable = (~(scale > 0) | ~torch.isfinite(scale)).nonzero()[:, 0].tolist()
+    if unusable:
+        raise DataError(f"standardized: columns {unusable} of x are constant or not finite")
+    return Standardize(loc.to(like), scale.to(like).diag())
+
+
 class Flow(nn.Module):
     """A base distribution pushed through transforms, base to target.
 
@@ -121,19 +134,8 @@ class Flow(nn.Module):
             DataError: a column that is constant or not finite.
         """
         parts = list(self.transform.parts) if isinstance(self.transform, Compose) else [self.transform]
-        layers = Compose([*parts, self._standardize(x)])  # type: ignore[list-item]
+        layers = Compose([*parts, standardization(self, x)])  # type: ignore[list-item]
         return Flow(self.base, layers, self._compiler is not None)
-
-    def _standardize(self, x: Any) -> Standardize:
-        rows = torch.as_tensor(x).detach()
-        if rows.dim() != 2 or rows.shape[1] != self.dim:
-            raise ShapeError(f"standardized: x must have shape (N, {self.dim}), got {tuple(rows.shape)}")
-        like = next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), torch.zeros(()))
-        scale, loc = torch.std_mean(rows.double(), 0)
-        unusable = (~(scale > 0) | ~torch.isfinite(scale)).nonzero()[:, 0].tolist()
-        if unusable:
-            raise DataError(f"standardized: columns {unusable} of x are constant or not finite")
-        return Standardize(loc.to(like), scale.to(like).diag())
 
     def extra_repr(self) -> str:
         """Sizes at a glance."""

@@ -82,7 +82,7 @@ class AutoFlow(AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_typical,
         init_scale: float = 0.1,
     ) -> None:
-        check_spec(flow)
+        self._check_flow(flow)
         if affine not in ("auto", "full_rank", "low_rank", "diagonal"):
             raise OptionError(f"affine={affine!r} is not known: choose 'auto', 'full_rank', 'low_rank' or 'diagonal'")
         if not (base is None or callable(base) or base in tuple(BASES)):
@@ -93,6 +93,7 @@ class AutoFlow(AutoContinuous):
         self.config = {"flow": flow, "affine": affine, "base": base, "init_scale": init_scale}
         self.sites: list[LatentSite] = []
 
+    _check_flow = staticmethod(check_spec)
     _prototype_hide_fn = staticmethod(_hidden)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -256,7 +257,7 @@ class AutoFlow(AutoContinuous):
     def quantiles(self, quantiles: Sequence[float], *args: Any, num_samples: int = 4000, **kwargs: Any) -> dict[str, Tensor]:
         """Marginal quantiles of each site from ``num_samples`` draws; each of shape ``(len(quantiles), *site_shape)``."""
         self.setup(*args, **kwargs)
-        samples = self.unpack(self._modules["flow"]().rsample((num_samples,)))
+        samples = self.unpack(self._modules["flow"]().sample((num_samples,)))
         return {k: torch.quantile(v, torch.as_tensor(quantiles, dtype=v.dtype, device=v.device), dim=0) for k, v in samples.items()}
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {"cnf": {"solver": "rk4", "steps": 4}}  # 
 NO_GUIDES = {  # recipes, and why not
     "flow_gmm": "draws of its base cannot be reparameterised",
     **dict.fromkeys(("sphere", "simplex", "torus"), "its points live on a manifold, and AutoFlow's in unconstrained space: use AutoManifoldFlow"),
+    **dict.fromkeys(("lwta", "ar_lwta", "cif", "snf"), "it is no bijection: use AutoStochasticFlow"),
 }
 
 

@@ -9,16 +9,22 @@ from torch import Tensor
 
 from ..diagnostics import Evaluation, evaluate, khat_limit, psis
 from ..errors import ImportanceError, ShapeError
-from ..guides import AutoFlow, unwrapped
+from ..guides import AutoFlow, AutoStochasticFlow, unwrapped
 from ..manifolds import Torus
 from .log_joint import LogJoint
 
-__all__ = ["evaluate_guide", "latents_of_runs", "log_prob", "resample"]
+__all__ = ["draw", "evaluate_guide", "latents_of_runs", "log_prob", "resample"]
 
 Tensors = dict[str, Tensor]
 
 _MAX_COLUMNS = 2000  # values of a draw that the evaluation looks at
 _OVERSAMPLING = 10  # raw draws for each one that importance resampling keeps
+
+
+def draw(guide: AutoFlow, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Unconstrained draws of a guide and their log density; of a stochastic flow without an exact one, the upper bound of it."""
+    d = guide.flow()
+    return d.sample_and_log_prob((num_samples,)) if isinstance(guide, AutoStochasticFlow) else d.rsample_and_log_prob((num_samples,))
 
 
 @torch.no_grad()
@@ -32,7 +38,7 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int) -> Ev
 
     Cost: ``num_samples`` evaluations of the model and of the flow.
     """
-    z, log_q = guide.flow().rsample_and_log_prob((num_samples,))
+    z, log_q = draw(guide, num_samples)
     values = {**guide.unpack(z), **log_joint.deterministics(z)}
     for site in guide.sites:
         if site.manifold is not None:
@@ -76,7 +82,7 @@ def resample(guide: AutoFlow, log_joint: LogJoint, num_samples: int, verdict: st
     if log_joint.stochastic:
         raise ImportanceError(f"importance=True needs the model's exact density: {log_joint.reason}")
     total = max(_OVERSAMPLING * num_samples, 1000)
-    z, log_q = guide.flow().rsample_and_log_prob((total,))
+    z, log_q = draw(guide, total)
     log_w = log_joint(z) - log_q
     kept = torch.isfinite(log_w)
     if not bool(kept.any()):

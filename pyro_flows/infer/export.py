@@ -17,6 +17,7 @@ from ..diagnostics import khat_limit
 from ..errors import OptionError
 from ..guides import unwrapped
 from ..manifolds import Torus
+from .draws import draw
 from .log_joint import is_deterministic
 from .predictive import simulate
 
@@ -47,7 +48,7 @@ def to_arviz(posterior: Posterior, predictive: bool | str | Sequence[str] = (), 
     """Everything as ArviZ wants it; see :meth:`Posterior.to_arviz`."""
     wanted = _wanted(predictive)
     az, log_joint, guide = arviz(), posterior.log_joint, posterior.guide
-    z, log_q = guide.flow().rsample_and_log_prob((num_samples,))
+    z, log_q = draw(guide, num_samples)
     samples = {**guide.unpack(z), **log_joint.deterministics(z)}
     groups: dict[str, Arrays] = {"posterior": _chains(samples)}
     groups["sample_stats"] = _chains({"lp": log_joint(z), "log_q": log_q})

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from ..distributions import Flow
 from ..errors import DataError, OptionError
-from .context import seeded
+from ..stochastic import StochasticFlow
 from .descent import Plan
 from .flow_fit import FlowFit
 from .flow_matching import FlowMatching
 from .flow_training import Training
 from .inputs import fingerprint
+from .likelihood import Likelihood
 from .processes import Processes
 from .regularized import Regularized
-from .rows import Batches, Rows, read_rows
+from .rows import AnyFlow, Batches, read_rows
 
 __all__ = ["fit_density"]
 
@@ -27,7 +28,7 @@ _CHUNK = 4096  # rows scored at once in a validation
 
 
 def fit_density(
-    flow: Flow,
+    flow: AnyFlow,
     x: Any,
     context: Any = None,
     *,
@@ -38,7 +39,8 @@ def fit_density(
     lr: float = 3e-3,
     weight_decay: float = 0.0,
     patience: int | None = None,
-    objective: Literal["likelihood", "flow_matching"] = "likelihood",
+    objective: str = "auto",
+    num_particles: int = 8,
     coupling: Literal["independent", "ot"] = "independent",
     kinetic: float = 0.0,
     jacobian: float = 0.0,
@@ -48,6 +50,9 @@ def fit_density(
     checkpoint: str | Path | None = None,
 ) -> FlowFit:
     r"""Fit a flow to data by maximum likelihood: minimise :math:`-\frac1N\sum_n \log q(x_n \mid c_n)`, in place.
+
+    A :class:`~pyro_flows.stochastic.StochasticFlow` whose paths cannot all be summed is fitted by a lower bound instead, and units that never win are
+    put to new use at every validation.
 
     Mini-batches, Adam with a cosine schedule and clipped gradients. A validation set decides which state is kept and when to stop. The flow is left
     in evaluation mode.
@@ -65,9 +70,13 @@ def fit_density(
         weight_decay: decoupled weight decay, against overfitting.
         patience: steps without a better validation loss after which training stops; half of ``max_steps`` by default, since much of the gain
             comes when the rate has fallen.
-        objective: ``"likelihood"``, or ``"flow_matching"`` for a flow of one :class:`~pyro_flows.transforms.ContinuousFlow`: its velocity is
-            fitted to that of straight paths from base draws to rows, which takes no solve and is many times faster a step. Losses, the validation
-            loss too, are then squared velocities, not nats.
+        objective: ``"auto"``: the likelihood where the flow has an exact density, else ``"rws"`` for discrete indices and ``"iwae"`` for continuous
+            ones. ``"likelihood"``. The bounds of a :class:`~pyro_flows.stochastic.StochasticFlow`: ``"elbo"``, ``"stl"`` (the ELBO by sticking the
+            landing), ``"iwae"``, ``"dreg"`` (doubly reparameterised) and ``"rws"`` (reweighted wake-sleep), see
+            :func:`~pyro_flows.stochastic.lower_bound`. ``"flow_matching"`` for a flow of one :class:`~pyro_flows.transforms.ContinuousFlow`: its
+            velocity is fitted to that of straight paths from base draws to rows, which takes no solve and is many times faster a step; losses, the
+            validation loss too, are then squared velocities, not nats.
+        num_particles: paths of each row, for the importance-weighted bounds.
         coupling: which base draw a row is paired with in flow matching: ``"independent"``, or ``"ot"``, a close one of the same batch, which makes
             straighter paths.
         kinetic, jacobian: weights of the penalties on the paths of ``ContinuousFlow`` layers, see
@@ -94,23 +103,24 @@ def fit_density(
         >>> fit.flow().sample((5,)).shape
         torch.Size([5, 2])
     """
-    if not isinstance(flow, Flow):
-        raise OptionError(f"flow must be a pf.Flow, got {type(flow).__name__}")
+    if not isinstance(flow, (Flow, StochasticFlow)):
+        raise OptionError(f"flow must be a pf.Flow or a StochasticFlow, got {type(flow).__name__}")
     if not 0 <= validation < 1:
         raise OptionError(f"validation must be a fraction in [0, 1), got {validation}")
-    if objective not in ("likelihood", "flow_matching"):
-        raise OptionError(f"objective={objective!r} is not known: choose 'likelihood' or 'flow_matching'")
-    if objective == "likelihood" and coupling != "independent":
+    likelihood = Likelihood(flow, objective, num_particles)
+    if isinstance(flow, StochasticFlow) and (objective == "flow_matching" or kinetic or jacobian):
+        raise OptionError("flow matching, kinetic= and jacobian= are for a ContinuousFlow, as in pf.flows.cnf(dim): this flow draws an index")
+    matching = FlowMatching(flow, coupling) if objective == "flow_matching" else None  # type: ignore[arg-type]
+    if not matching and coupling != "independent":
         raise OptionError(f'coupling={coupling!r} pairs base draws with rows, which only objective="flow_matching" does')
-    matching = FlowMatching(flow, coupling) if objective == "flow_matching" else None
-    regularized = Regularized(flow, kinetic, jacobian)
+    regularized = Regularized(flow, kinetic, jacobian) if kinetic or jacobian else None  # type: ignore[arg-type]
     if regularized and (matching or labels is not None):
         raise OptionError("kinetic= and jacobian= are penalties of maximum likelihood without labels: leave them at 0")
     if matching and labels is not None:
         raise OptionError('objective="flow_matching" has no use for labels: leave them out')
     rows = read_rows(flow, x, context, labels)
     processes = Processes(rows.x.device)
-    loss_name = "flow matching loss" if matching else "penalised negative log-likelihood" if regularized else "negative log-likelihood"
+    loss_name = f"penalised {likelihood.name}" if regularized else likelihood.name
     training = Training(flow, seed, progress, callbacks, checkpoint, "fit_density", loss_name, processes, matching is None)
     count = round(validation * len(rows.x))
     if validation and not 2 <= count <= len(rows.x) - 2:
@@ -123,38 +133,30 @@ def fit_density(
     every = min(100, max(20, len(kept.x) // batches.size))
     plan = Plan(max_steps, lr, weight_decay, every, patience)
 
-    def likelihood_loss(part: Rows) -> Tensor:
-        return regularized.loss(part) if regularized else -log_likelihood(flow, part)
-
     def loss() -> Tensor:
         index = batches.draw()
         if matching:  # every process draws for the whole batch, so that all use the same noise
             return matching.loss(kept.take(index), processes.share).sum() / batches.size
-        return likelihood_loss(kept.take(processes.share(index))).sum() / batches.size
+        part = kept.take(processes.share(index))
+        return (regularized.loss(part) if regularized else -likelihood.training(part)).sum() / batches.size
+
+    def held_out_loss(index: Tensor) -> Tensor:
+        part = held_out.take(index)
+        if matching:
+            return matching.loss(part, processes.share)
+        return regularized.loss(part) if regularized else -likelihood.validation(part)
 
     def validate() -> float:
-        with seeded(seed + 2**32):  # the same noise each time, where the loss has any
-            if matching:
-                parts = torch.arange(count).split(_CHUNK)
-                sums = [matching.loss(held_out.take(index), processes.share).sum() for index in parts]
-            else:
-                parts = processes.share(torch.arange(count)).split(_CHUNK)
-                sums = [likelihood_loss(held_out.take(index)).sum() for index in parts]
+        likelihood.tend(held_out)
+        index = torch.arange(count)
+        with training.seeded(2):  # the same noise each time, where the loss has any
+            sums = [held_out_loss(part).sum() for part in (index if matching else processes.share(index)).split(_CHUNK)]
         total = torch.stack(sums).sum() if sums else rows.x.new_zeros(())
         return float(processes.sum(total)) / count
 
     same: list[Any] = [fingerprint(tuple(rows), {}), batches.size, max_steps, lr, weight_decay, patience, validation, seed]
-    if matching or regularized:
-        same += [objective, coupling, kinetic, jacobian]
-    return training.run(loss, validate if count else None, plan, batches, same, held_out if count else None)
-
-
-def log_likelihood(flow: Flow, rows: Rows) -> Tensor:
-    """Log density of each row, or its bound; of row and class, where the class is known."""
-    if rows.labels is None:
-        distribution = flow(rows.context)
-        return distribution.log_prob(rows.x) if getattr(distribution, "exact", True) else distribution.log_prob_bound(rows.x)
-    z, ladj = flow.transform.inverse_and_ladj(rows.x, rows.context)
-    joint = flow.base.component_log_prob(z)  # type: ignore[operator]
-    known = joint.gather(-1, rows.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return torch.where(rows.labels >= 0, known, joint.logsumexp(-1)) + ladj
+    same += [likelihood.objective, likelihood.particles, coupling, kinetic, jacobian]
+    fit = training.run(loss, validate if count else None, plan, batches, same, held_out if count else None)
+    with training.seeded(3):
+        fit.warnings += likelihood.notes(rows)
+    return fit

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..distributions import Flow
+from .rows import AnyFlow, Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .rows import Rows
 
 __all__ = ["FlowFit"]
 
@@ -34,7 +32,7 @@ class FlowFit:
         in_nats: whether the losses are log densities.
     """
 
-    flow: Flow
+    flow: AnyFlow
     history: list[dict[str, Any]]
     validation_loss: float
     best_step: int

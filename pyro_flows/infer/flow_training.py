@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..distributions import Flow
 from ..errors import ConvergenceWarning
 from .checkpoint import Checkpoint, remedy_of_interrupt
 from .context import seeded
@@ -19,7 +18,7 @@ from .descent import Descent, Plan
 from .flow_fit import FlowFit
 from .processes import Processes
 from .progress import Progress
-from .rows import Batches, Rows
+from .rows import AnyFlow, Batches, Rows
 
 __all__ = ["Training"]
 
@@ -38,7 +37,7 @@ class Training:
 
     def __init__(
         self,
-        flow: Flow,
+        flow: AnyFlow,
         seed: int,
         progress: bool,
         callbacks: Sequence[Callable[[dict[str, Any]], None]],

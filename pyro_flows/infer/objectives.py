@@ -13,13 +13,15 @@ from torch.func import functional_call, grad, vjp
 
 from ..distributions import Flow
 from ..errors import OptionError
+from ..stochastic import StochasticFlow
 from ..transforms import Standardize
 from .scores import has_fixed_points, push_score
 
-__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective"]
+__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective", "finish"]
 
 LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
+AnyFlow = Flow | StochasticFlow
 _CLIP = 10.0  # a particle's gradient is shortened to this many times the median
 _LOST_COST = 100.0  # nats: what all of the mass would cost
 _IWAE_GROUP = 8
@@ -59,10 +61,12 @@ class FlatFlow:
 
     Args:
         flow: the flow.
+        ends: a module that holds the flow, called for what is asked of it; its transform's directions by default.
     """
 
-    def __init__(self, flow: Flow) -> None:
-        self.flow, self._ends = flow, _Ends(flow)
+    def __init__(self, flow: AnyFlow, ends: nn.Module | None = None) -> None:
+        self.flow: Any = flow
+        self._ends: nn.Module = _Ends(self.flow) if ends is None else ends  # type: ignore[arg-type]
         fixed = [b for m in self._ends.modules() if isinstance(m, Standardize) for b in m.buffers()]
         self._learned = [name for name, p in self._ends.named_parameters() if p.requires_grad]
         tensors = dict(self._ends.named_parameters()) | {n: b for n, b in self._ends.named_buffers() if any(b is f for f in fixed)}
@@ -89,7 +93,7 @@ class FlatFlow:
         parts = [values[n].reshape(-1) if n in kept else torch.zeros_like(t).reshape(-1) for n, t in self._tensors.items()]
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def apply(self, parameters: Parameters, what: str, *args: Tensor) -> tuple[Tensor, ...]:
+    def apply(self, parameters: Parameters, what: str, *args: Any) -> Any:
         """The flow's ``"forward"`` or ``"inverse"`` map, with its ladj; or ``"push"``, the forward map with ladj and score."""
         return functional_call(self._ends, parameters, (what, *args))
 
@@ -124,10 +128,16 @@ def _output(gradient: Tensor, gap: Tensor, sound: Tensor) -> StepOutput:
     clean = torch.where(sound, gap, torch.zeros_like(gap))
     mean = clean.sum() / count
     spread = (torch.where(sound, gap - mean, torch.zeros_like(gap)) ** 2).sum() / (count - 1).clamp(min=1)
-    lost = 1 - sound.sum() / len(gap)  # mass where the density is zero or not a number: leaving it out must not look like progress
+    return finish(gradient, mean, spread, 1 - sound.sum() / len(gap), sound.logical_not().sum())
+
+
+def finish(gradient: Tensor, mean: Tensor, spread: Tensor, lost: Tensor, dropped: Tensor) -> StepOutput:
+    """A step's output, given the mean and variance of log q - log p, and the share of mass where the density is zero or not a number.
+
+    Leaving that mass out must not look like progress.
+    """
     elbo = torch.where(lost < 1, -mean - _LOST_COST * lost, -torch.inf)
-    spread = torch.where(lost < 1, spread, torch.inf)
-    return StepOutput(gradient, elbo, spread, sound.logical_not().sum())
+    return StepOutput(gradient, elbo, torch.where(lost < 1, spread, torch.inf), dropped)
 
 
 def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:

@@ -11,7 +11,7 @@ import torch
 
 from ..diagnostics import khat_limit, psis
 from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE, VERDICTS
-from .draws import indices
+from .draws import draw, indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def plot(posterior: Posterior, path: str | Path | None = None, num_samples: int 
     from matplotlib.figure import Figure
 
     guide = posterior.guide
-    z, log_q = guide.flow().rsample_and_log_prob((num_samples,))
+    z, log_q = draw(guide, num_samples)
     log_w = posterior.log_joint(z) - log_q
     kept = torch.isfinite(log_w)
     z, log_w = z[kept], log_w[kept]

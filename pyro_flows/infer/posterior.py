@@ -129,8 +129,6 @@ class Posterior:
         count = num_samples if num_log_density_evaluations is None else num_log_density_evaluations
         return cls(guide, log_joint, evaluation, history, converged, warnings, count, timings, engines, seed)
 
-    # Diagnostics --------------------------------------------------------------------------------------------------
-
     @property
     def elbo(self) -> Estimate:
         """Evidence lower bound, nats."""
@@ -157,11 +155,14 @@ class Posterior:
         return self.evaluation.verdict
 
     @property
+    def bound(self) -> str:
+        """What ``elbo`` is: ``"ELBO"``, or ``"IWHVI"``, a lower bound of it, where the guide's density is itself bounded."""
+        return "IWHVI" if getattr(self.guide.flow(), "exact", True) is False else "ELBO"
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """What the verdict rests on, and what to do about it."""
         return self.evaluation.reasons
-
-    # Draws and densities ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def get_samples(self, num_samples: int = 1000, importance: bool = False) -> Tensors:
@@ -234,8 +235,6 @@ class Posterior:
     @property
     def _dtype(self) -> torch.dtype:
         return self.guide.loc.dtype
-
-    # Tables, figures, files ---------------------------------------------------------------------------------------
 
     def summary(self, num_samples: int = 4000, var_names: Sequence[str] | None = None) -> DataFrame:
         """ArviZ's table of means, standard deviations and intervals, under a header that says how far to trust it.
@@ -311,9 +310,8 @@ class Posterior:
         return load(cls, path, model, args, kwargs)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{s.name}{list(s.shape) or ''}" for s in self.guide.sites[:6])
-        more = ", ..." if len(self.guide.sites) > 6 else ""
-        lines = [f"Posterior of {shapes}{more} ({self.guide.latent_dim} dimensions)"]
-        lines += ["  " + line for line in str(self.evaluation).splitlines()]
+        shapes = ", ".join([f"{s.name}{list(s.shape) or ''}" for s in self.guide.sites[:6]] + ["..."] * (len(self.guide.sites) > 6))
+        found = str(self.evaluation).replace("ELBO", "ELBO (IWHVI)", int(self.bound == "IWHVI")).splitlines()
+        lines = [f"Posterior of {shapes} ({self.guide.latent_dim} dimensions)", *("  " + line for line in found)]
         lines += ["  warning: " + line for line in self.warnings]
         return "\n".join(lines)

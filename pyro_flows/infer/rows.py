@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..distributions import Flow, GaussianMixture
 from ..errors import DataError, DtypeError, OptionError, ShapeError
+from ..stochastic import StochasticFlow, StochasticLayer
 from ..transforms import Compose
 
-__all__ = ["Batches", "Rows", "read_matrix", "read_rows"]
+__all__ = ["AnyFlow", "Batches", "Rows", "read_matrix", "read_rows"]
 
+AnyFlow = Flow | StochasticFlow
 _FEWEST = 10
 _BEYOND = 0.05  # fraction of a coordinate's values beyond the splines' bound that is too much
 
@@ -54,7 +56,7 @@ class Batches:
         return self.order[self.position - self.size : self.position]
 
 
-def read_rows(flow: Flow, x: Any, context: Any = None, labels: Any = None) -> Rows:
+def read_rows(flow: AnyFlow, x: Any, context: Any = None, labels: Any = None) -> Rows:
     """Data as tensors of the flow's dtype on its device.
 
     Raises:
@@ -97,8 +99,8 @@ def read_matrix(name: str, value: Any, columns: int, like: Tensor) -> Tensor:
     return value
 
 
-def _labels(flow: Flow, labels: Any, count: int, device: torch.device) -> Tensor:
-    if not isinstance(flow.base, GaussianMixture):
+def _labels(flow: AnyFlow, labels: Any, count: int, device: torch.device) -> Tensor:
+    if isinstance(flow, StochasticFlow) or not isinstance(flow.base, GaussianMixture):
         raise OptionError("labels need a flow on a GaussianMixture, one component a class: pf.flows.flow_gmm(dim, components)")
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.shape != (count,):
@@ -109,11 +111,14 @@ def _labels(flow: Flow, labels: Any, count: int, device: torch.device) -> Tensor
 
 
 @torch.no_grad()
-def check_bound(flow: Flow, x: Tensor, context: Tensor | None) -> None:
+def check_bound(flow: AnyFlow, x: Tensor, context: Tensor | None) -> None:
     """Raise a ``DataError`` when much of the data lies where the first splines on their way are the identity."""
-    if flow.dim != flow.transform.dim:  # extra coordinates: what lies on the way there is not known
+    if isinstance(flow, StochasticFlow):
+        parts: list[Any] = list(flow.layers)
+    elif flow.dim != flow.transform.dim:  # extra coordinates: what lies on the way there is not known
         return
-    parts: list[Any] = list(flow.transform.parts) if isinstance(flow.transform, Compose) else [flow.transform]
+    else:
+        parts = list(flow.transform.parts) if isinstance(flow.transform, Compose) else [flow.transform]
     bounds = [getattr(getattr(part, "univariate", None), "bound", None) for part in parts]
     if all(bound is None for bound in bounds):  # nothing to look for, which may be dear to find out
         return
@@ -126,5 +131,7 @@ def check_bound(flow: Flow, x: Tensor, context: Tensor | None) -> None:
                     f"{float(beyond[worst]):.0%} of column {worst} of x lie beyond the flow's bound {bound:g}, where its splines are the identity: "
                     "fit flow.standardized(x), or build the flow with a larger bound"
                 )
+            return
+        if isinstance(part, StochasticLayer):  # what it makes of a point is random
             return
         x = part.inverse_and_ladj(x, context if part.context_dim else None)[0]

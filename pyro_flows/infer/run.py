@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..distributions import Flow
 from ..guides import AutoFlow, AutoManifoldFlow
+from ..stochastic import StochasticFlow
 from ..transforms import TriangularLinear
 from .checkpoint import random_state, restore_random_state
 from .engine import Engine, prepare
@@ -20,6 +21,7 @@ from .log_joint import LogJoint
 from .objectives import FlatFlow, build_step
 from .progress import Progress
 from .scores import has_fixed_points
+from .stochastic_objectives import build_stochastic_step
 from .trainer import Schedule, Trainer
 from .warm_start import find_start
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["AFFINE_PARTICLES", "Run"]
 
 logger = logging.getLogger("pyro_flows")
+_LEAST_POWER = 0.03  # of the posterior, which a stochastic flow meets first
 _AFFINE_LR = 2e-2
 _AFFINE_ROUNDS = 4  # below the default flow, whose first couplings go on along a funnel where the rounds end
 _MORE_ROUNDS = 16  # below any other, and alone: a layer that is left half-way can hold a flow there; a round costs a fraction of the flow's
@@ -83,7 +86,8 @@ class Run:
             self._run_stages(bar)
 
     def _run_stages(self, bar: Progress) -> None:
-        for name, stage in (("warm start", self._warm_start), ("affine", self._affine), ("flow", self._flow)):
+        first = [("tempered", self._tempered)] if self.torn else [("warm start", self._warm_start), ("affine", self._affine)]
+        for name, stage in (*first, ("flow", self._flow)):
             if name not in self.finished:
                 bar.stage(name)
                 start = time.perf_counter()
@@ -159,6 +163,9 @@ class Run:
         guide, options = self.guide, self.options
         if not guide.inner or (options.auto_flow and self._is_matched()):
             return
+        if self.torn:
+            self.converged = self._train("flow", guide.flow, options.num_particles, Schedule(options.max_steps, options.lr), bar).converged
+            return
         if self.affine_state is None:
             self.affine_state = {k: v.clone() for k, v in guide.state_dict().items()}
         schedule = Schedule(max_steps=options.max_steps, lr=options.lr)
@@ -168,12 +175,25 @@ class Run:
         finally:  # when it is interrupted too
             self._keep_better()
 
+    def _tempered(self, bar: Progress) -> None:
+        """Train a stochastic flow on rising powers of the posterior: at first its modes are not apart, and the flow finds all of them."""
+        steps = max(1, self.options.max_steps // 3)
+        schedule = Schedule(steps, self.options.lr, target=0.0, patience=steps, fall=0.01, cycles=1)
+        self._train("tempered", self.guide.flow, self.options.num_particles, schedule, bar)
+
+    @property
+    def torn(self) -> bool:
+        """Whether the guide is a stochastic flow."""
+        return isinstance(self.guide.flow, StochasticFlow)
+
     @property
     def _foldable(self) -> bool:
         return self.guide.affine is None or isinstance(self.guide.affine, TriangularLinear)
 
     @property
     def _obstacle(self) -> str:
+        if self.torn and not self.guide.discrete:  # type: ignore[attr-defined]
+            return "it draws random indices on its way"
         return self.log_joint.reason if self.log_joint.mode == "loop" else ""
 
     def _is_matched(self) -> bool:
@@ -196,18 +216,30 @@ class Run:
             pair = f"ELBO {float(elbos[1]):.3f} against {float(elbos[0]):.3f}"
             self.notes.append(f"the flow did not improve on its affine layer ({pair}): the layer is kept")
 
-    def _train(self, name: str, flow: Flow, particles: int, schedule: Schedule, bar: Progress) -> Trainer:
-        flat_flow, base = FlatFlow(flow), flow.base()
-        step = build_step(flat_flow, self.log_joint, self.options.objective, particles)
+    def _train(self, name: str, flow: Flow | StochasticFlow, particles: int, schedule: Schedule, bar: Progress) -> Trainer:
+        base = flow.base()
+        if isinstance(flow, StochasticFlow):
+            flat_flow, step = build_stochastic_step(flow, self.log_joint, self.options.objective)
+        else:
+            flat_flow = FlatFlow(flow)
+            step = build_step(flat_flow, self.log_joint, self.options.objective, particles)
         start = flat_flow.read()
         if name not in self.engines:
             wanted = self.resumed.get("engine", self.options.engine)
-            example = torch.zeros(particles, flow.dim).to(start)  # not drawn: a resumed run would then see other numbers
-            if wanted == "auto" and has_fixed_points(flow.transform):
+            if wanted == "auto" and has_fixed_points(flow.layers if isinstance(flow, StochasticFlow) else flow.transform):
                 wanted = "eager"  # in a graph a fixed point takes the same many iterations whatever the values, which is far slower
+            example = torch.zeros(particles, flow.dim + self.torn).to(start)  # not drawn: a resumed run would then see other numbers
             self.engines[name] = prepare(step, (start, example), wanted, schedule.max_steps, self._obstacle)
         engine = self.engines[name]
-        trainer = Trainer(engine, lambda: base.sample((particles,)), start, schedule)
+
+        def draw_noise() -> Tensor:
+            noise = base.sample((particles,))
+            if not self.torn:
+                return noise
+            power = _LEAST_POWER ** max(0.0, 1 - 1.1 * trainer.step / schedule.max_steps) if name == "tempered" else 1.0
+            return torch.cat([noise, torch.full_like(noise[:, :1], power)], 1)
+
+        trainer = Trainer(engine, draw_noise, start, schedule)
         if "trainer" in self.resumed:
             trainer.restore(self.resumed["trainer"])
             restore_random_state(self.resumed)
@@ -226,8 +258,8 @@ class Run:
         try:
             trainer.run(report)
         finally:
-            flat_flow.write(trainer.best_flat)
             self.evaluations += trainer.step * particles  # those before a checkpoint too, which has not counted them
+            flat_flow.write(trainer.flat.detach() if name == "tempered" else trainer.best_flat)  # there, the target was another one
             self.dropped += trainer.dropped
         return trainer
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import OptionError
 from .decoding import Terms, unroll
 from .mlp import Activation, check_widths
 
@@ -59,6 +60,8 @@ class MaskedMLP(nn.Module):
             self.register_buffer(f"mask_{i}", (above[:, None] >= degrees[i][None, :]).to(torch.get_default_dtype()), persistent=False)
         self.context = nn.Linear(context_dim, sum(self.widths) + dim * out_per_input, bias=False) if context_dim else None
         self.activation = activation()
+        if not getattr(self.activation, "elementwise", True):
+            raise OptionError(f"MaskedMLP: {type(self.activation).__name__} mixes units that may see different inputs: use an elementwise activation")
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)
         if self.context is not None:

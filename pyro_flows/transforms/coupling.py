@@ -27,7 +27,45 @@ def _as_runs(moved: Tensor) -> tuple[list[int], bool] | None:
     return sizes, kept_first
 
 
-class Coupling(FlowTransform):
+def check_moved(name: str, dim: int, moved: Tensor | None) -> Tensor:
+    """Which coordinates move, the even ones by default; raises a ``ShapeError`` unless a boolean tensor ``(dim,)`` moves at least one."""
+    moved = torch.arange(dim) % 2 == 0 if moved is None else moved
+    if moved.shape != (dim,) or moved.dtype != torch.bool or not bool(moved.any()):
+        remedy = ": in one dimension move the only coordinate, in every layer" if dim == 1 else ""
+        raise ShapeError(f"{name}: moved must be a boolean tensor of shape ({dim},) with at least one true entry{remedy}")
+    return moved
+
+
+class Halved(nn.Module):
+    """A part of modules that take points apart into the coordinates that it keeps and those that it moves."""
+
+    kept_index: Tensor
+    moved_index: Tensor
+    back: Tensor
+
+    def _divide(self, moved: Tensor) -> None:
+        """Say which coordinates are moved."""
+        # Integer indices, never boolean masks: those make graphs that no compiler can fix the shapes of.
+        self.register_buffer("kept_index", (~moved).nonzero().squeeze(-1))
+        self.register_buffer("moved_index", moved.nonzero().squeeze(-1))
+        self.register_buffer("back", torch.cat([self.kept_index, self.moved_index]).argsort())
+        self._runs = _as_runs(moved)
+
+    def split(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept and the moved coordinates of ``(*batch, D)``."""
+        if self._runs is None:
+            return value.index_select(-1, self.kept_index), value.index_select(-1, self.moved_index)
+        parts = value.split(self._runs[0], -1)
+        return parts if self._runs[1] else parts[::-1]
+
+    def join(self, kept: Tensor, moved: Tensor) -> Tensor:
+        """The inverse of :meth:`split`."""
+        if self._runs is None:
+            return torch.cat([kept, moved], -1).index_select(-1, self.back)
+        return torch.cat([kept, moved] if self._runs[1] else [moved, kept], -1)
+
+
+class Coupling(Halved, FlowTransform):
     r"""Keeps some coordinates and moves the others by maps that the kept ones determine.
 
     .. math:: y_A = x_A, \qquad y_{B,i} = f(x_{B,i}; \theta_i), \quad \theta = \mathrm{net}(x_A, c)
@@ -47,9 +85,6 @@ class Coupling(FlowTransform):
     Reference: Density estimation using real NVP (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
     """
 
-    kept_index: Tensor
-    moved_index: Tensor
-    back: Tensor
     _inputs_per_kept = 1  # numbers that the conditioner sees of a kept coordinate
 
     def __init__(
@@ -63,32 +98,13 @@ class Coupling(FlowTransform):
     ) -> None:
         super().__init__(dim, context_dim)
         self.univariate = univariate
-        moved = torch.arange(dim) % 2 == 0 if moved is None else moved
-        if moved.shape != (dim,) or moved.dtype != torch.bool or not bool(moved.any()):
-            raise ShapeError(f"Coupling: moved must be a boolean tensor of shape ({dim},) with at least one true entry")
-        # Integer indices, never boolean masks: those make graphs that no compiler can fix the shapes of.
-        self.register_buffer("kept_index", (~moved).nonzero().squeeze(-1))
-        self.register_buffer("moved_index", moved.nonzero().squeeze(-1))
-        self.register_buffer("back", torch.cat([self.kept_index, self.moved_index]).argsort())
-        self._runs = _as_runs(moved)
+        moved = check_moved("Coupling", dim, moved)
+        self._divide(moved)
         inputs, outputs = self._inputs_per_kept * len(self.kept_index) + context_dim, len(self.moved_index) * univariate.num_params
         self.net = MLP(inputs, outputs, hidden_features, activation) if inputs else Hypernetwork((outputs,))
 
     def extra_repr(self) -> str:
         return f"{self.univariate}, {super().extra_repr()}, moved={self.moved_index.tolist()}"
-
-    def split(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept and the moved coordinates of ``(*batch, D)``."""
-        if self._runs is None:
-            return value.index_select(-1, self.kept_index), value.index_select(-1, self.moved_index)
-        parts = value.split(self._runs[0], -1)
-        return parts if self._runs[1] else parts[::-1]
-
-    def join(self, kept: Tensor, moved: Tensor) -> Tensor:
-        """The inverse of :meth:`split`."""
-        if self._runs is None:
-            return torch.cat([kept, moved], -1).index_select(-1, self.back)
-        return torch.cat([kept, moved] if self._runs[1] else [moved, kept], -1)
 
     def _seen(self, kept: Tensor) -> Tensor:
         return kept

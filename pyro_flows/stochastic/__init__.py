@@ -1,0 +1,36 @@
+"""Flows whose layers draw an index: winners, switches, noise. They tear space where one bijection cannot, and their densities are sums or bounds."""
+
+from .annealed import Langevin, Metropolis
+from .ar_lwta import ARLWTA
+from .bounds import lower_bound, upper_bound
+from .continuous import ContinuouslyIndexed
+from .density_model import DensityModel
+from .distribution import StochasticFlowDistribution
+from .flow import Path, StochasticFlow
+from .layer import Branches, DiscreteLayer, Move, StochasticLayer
+from .lwta import LWTACoupling
+from .mixture_of_flows import MixtureOfFlows
+from .surjection import Abs, Max, Partition, Sort
+
+__all__ = [
+    "ARLWTA",
+    "Abs",
+    "Branches",
+    "ContinuouslyIndexed",
+    "DensityModel",
+    "DiscreteLayer",
+    "LWTACoupling",
+    "Langevin",
+    "Max",
+    "Metropolis",
+    "MixtureOfFlows",
+    "Move",
+    "Partition",
+    "Path",
+    "Sort",
+    "StochasticFlow",
+    "StochasticFlowDistribution",
+    "StochasticLayer",
+    "lower_bound",
+    "upper_bound",
+]

@@ -1,0 +1,242 @@
+"""Stochastic flows as guides: the bounds in their order, gradients without bias, stock ELBOs and FlowVI, and what is refused."""
+
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, JitTrace_ELBO, Predictive, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.optim import Adam
+
+import pyro_flows as pf
+from pyro_flows.errors import IntractableError, OptionError, ShapeError
+from pyro_flows.infer.stochastic_objectives import build_stochastic_step
+from pyro_flows.stochastic import LWTACoupling, StochasticFlow, upper_bound
+
+SMALL = {"hidden_features": (8,)}
+MODES = torch.tensor([[-1.5, 0.0], [1.5, 0.5]])
+
+
+def target(x):
+    """Log density of two normals, normalised: the evidence is 1."""
+    modes = MODES.to(x)
+    return dist.Normal(modes, 0.5, validate_args=False).to_event(1).log_prob(x.unsqueeze(-2)).logsumexp(-1) - math.log(2)
+
+
+def model():
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).mask(False).to_event(1))
+    pyro.factor("target", target(x))
+
+
+FLOWS = {
+    "lwta": lambda dim: pf.flows.lwta(dim, transforms=1, units=3, **SMALL),
+    "cif": lambda dim: pf.flows.cif(dim, transforms=2, index_features=(8,), **SMALL),
+}
+
+
+def guide_of(name, scale=0.15):
+    guide = pf.AutoStochasticFlow(model, FLOWS[name]).setup()
+    with torch.no_grad():
+        for p in guide.parameters():
+            p += scale * torch.randn_like(p)
+    return guide
+
+
+def enum_elbo(count, **options):
+    return TraceEnum_ELBO(max_plate_nesting=0, num_particles=count, vectorize_particles=True, **options)
+
+
+def trace_elbo(count):
+    return Trace_ELBO(max_plate_nesting=0, num_particles=count, vectorize_particles=True)
+
+
+def test_the_sum_over_paths_is_the_marginal_bound():
+    guide = guide_of("lwta")
+    with torch.no_grad():
+        stock = -enum_elbo(4000).loss(model, guide)
+        x, log_q = guide.flow().sample_and_log_prob((20_000,))
+        gap = target(x) - log_q
+    assert stock == pytest.approx(float(gap.mean()), abs=6 * float(gap.std()) / 4000**0.5)
+    assert float(gap.mean()) < 0
+
+
+def test_auxiliary_bounds_stand_in_their_order():
+    """The bound with auxiliary indices, its refinements, the marginal ELBO, the evidence."""
+    guide = guide_of("cif", 0.1)
+    flow = guide.flow
+    with torch.no_grad():
+        stock = -trace_elbo(20_000).loss(model, guide)
+        x, path = flow().sample_with_path((4000,))
+        upper = [upper_bound(flow, x, path.indices, m) for m in (0, 3, 30)]
+        lower = flow().log_prob_bound(x, 2000)  # close to log q
+    elbos = [float((target(x) - u).mean()) for u in upper]
+    error = float((target(x) - upper[0]).std()) / 4000**0.5
+    assert stock == pytest.approx(elbos[0], abs=5 * error)
+    assert elbos[0] < elbos[1] < elbos[2] <= float((target(x) - lower).mean()) + 0.01
+    assert elbos[2] < 0
+    # and the naive estimate, by fresh paths alone, is on the other side
+    with torch.no_grad():
+        fresh = flow().log_prob_bound(x, 3)
+    assert float((target(x) - fresh).mean()) > float((target(x) - lower).mean())
+    weight = (-upper[1]).exp() / (-lower).exp()  # the reciprocal is unbiased
+    assert float(weight.mean()) == pytest.approx(1, abs=5 * float(weight.std()) / 4000**0.5 + 0.01)
+
+
+def test_enumeration_has_the_gradient_of_its_value():
+    """Against finite differences, with the same base draws; and the naive gradient through a fixed path, which is another one."""
+    torch.set_default_dtype(torch.float64)
+    guide = guide_of("lwta")
+    elbo, p = enum_elbo(300), guide.flow.layers[0].net[-1].bias
+
+    def loss():
+        torch.manual_seed(1)
+        return elbo.differentiable_loss(model, guide)
+
+    found = torch.autograd.grad(loss(), p)[0]
+    wanted = torch.zeros_like(p)
+    for i in range(len(p)):
+        p.data[i] += 1e-5
+        up = loss().item()
+        p.data[i] -= 2e-5
+        wanted[i] = (up - loss().item()) / 2e-5
+        p.data[i] += 1e-5
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    z = torch.randn(300, 2)
+    points, log_prob = guide.flow.spread(z)
+    place = dist.Categorical(logits=log_prob).sample()
+    x = points[torch.arange(300), place]
+    naive = torch.autograd.grad((guide.flow().log_prob(x) - target(x)).mean(), p)[0]
+    assert float((naive - wanted).norm()) > 0.2 * float(wanted.norm())
+    constants = guide.flow.layers[0].rows(0, 0).bias
+    alone = torch.autograd.grad(target(guide.flow.spread(z)[0][torch.arange(300), place]).mean(), p)[0][constants]
+    assert not bool(alone.any())  # what the target says about a gate is lost altogether
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("objective", ["path", "elbo"])
+def test_steps_of_flow_vi(name, objective):
+    """Value and gradient of a step, against stock Pyro and finite differences."""
+    torch.set_default_dtype(torch.float64)
+    guide = guide_of(name)
+    flat_flow, step = build_stochastic_step(guide.flow, target, objective)
+    flat = flat_flow.read()
+    noise = torch.cat([torch.randn(4000, 2), torch.ones(4000, 1)], 1)
+
+    def run(at, power=1.0):
+        torch.manual_seed(2)
+        return step(at, noise * torch.tensor([1.0, 1.0, power]))
+
+    gradient, elbo, spread, dropped = run(flat)
+    direction = torch.randn_like(flat) * (gradient != 0)  # the location and scale of the unit ride along, and are not learned
+    slope = (run(flat + 1e-5 * direction)[1] - run(flat - 1e-5 * direction)[1]) / 2e-5
+    exact = name == "cif" or objective == "elbo"
+    assert float(gradient @ direction) == pytest.approx(-float(slope), rel=1e-5 if exact else 0.1, abs=0.02 if not exact else 1e-6)
+    with torch.no_grad():
+        stock = -(enum_elbo(4000) if name == "lwta" else trace_elbo(4000)).loss(model, guide)
+    assert float(elbo) == pytest.approx(stock, abs=6 * float(spread) ** 0.5 / 2000**0.5)
+    assert int(dropped) == 0
+    tempered = run(flat, 0.1)[1]
+    assert float(tempered) > float(elbo)
+
+
+def test_stock_elbos_with_continuous_indices():
+    options = {"num_particles": 5, "vectorize_particles": True}
+    every = [Trace_ELBO(), Trace_ELBO(**options), TraceMeanField_ELBO(**options), RenyiELBO(**options), TraceGraph_ELBO(**options)]
+    for elbo in (*every, JitTrace_ELBO(ignore_jit_warnings=True)):
+        pyro.clear_param_store()
+        guide = guide_of("cif", 0.05)
+        svi = SVI(model, guide, Adam({"lr": 5e-3}), elbo)
+        losses = [svi.step() for _ in range(3)]
+        assert all(math.isfinite(loss) for loss in losses), type(elbo)
+    draws = Predictive(model, guide=guide, num_samples=7)()
+    assert draws["x"].shape[0] == 7
+
+
+def test_stock_elbos_with_discrete_indices():
+    guide = guide_of("lwta")
+    svi = SVI(model, guide, Adam({"lr": 1e-2}), enum_elbo(20))
+    first = sum(svi.step() for _ in range(10))
+    for _ in range(60):
+        svi.step()
+    assert sum(svi.step() for _ in range(10)) < first
+    for elbo in (Trace_ELBO(), TraceMeanField_ELBO(), TraceGraph_ELBO(), RenyiELBO(num_particles=2)):
+        with warnings.catch_warnings(), pytest.raises(IntractableError, match="TraceEnum_ELBO"):
+            warnings.simplefilter("ignore")  # Pyro's own: sites to enumerate
+            SVI(model, guide, Adam({"lr": 1e-2}), elbo).step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = -trace_elbo(20_000).loss(model, guide)  # without a gradient it is right
+    with torch.no_grad():
+        assert value == pytest.approx(-enum_elbo(4000).loss(model, guide), abs=0.15)
+    assert guide()["x"].shape == (2,)
+    assert Predictive(model, guide=guide, num_samples=7)()["x"].shape[0] == 7
+
+
+def test_sites_in_plates_and_with_supports():
+    def plated():
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("groups", 3):
+            x = pyro.sample("x", dist.Normal(0.0, scale))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor([0.5, -1.0, 2.0]))
+
+    guide = pf.AutoStochasticFlow(plated, FLOWS["lwta"]).setup()
+    elbo = TraceEnum_ELBO(max_plate_nesting=1, num_particles=3000, vectorize_particles=True)
+    with torch.no_grad():
+        stock = -elbo.loss(plated, guide)
+        posterior = pf.Posterior.from_guide(guide, num_samples=4000)
+    assert stock == pytest.approx(posterior.elbo.mean, abs=6 * posterior.elbo.se * (4 / 3) ** 0.5 + 1e-3)
+    assert posterior.bound == "ELBO"
+    samples = posterior.get_samples(50)
+    assert samples["x"].shape == (50, 3) and bool((samples["scale"] > 0).all())
+    assert posterior.log_prob(samples).shape == (50,)
+
+
+def test_flow_vi_keeps_both_modes():
+    guide = pf.AutoStochasticFlow(model, FLOWS["lwta"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pf.errors.ConvergenceWarning)  # a short run
+        posterior = pf.FlowVI(model, guide, max_steps=300, num_particles=32, progress=False, num_eval=4000, engine="eager").run()
+    assert posterior.elbo.mean > -0.1 and abs(posterior.log_evidence.mean) < 0.05
+    right = float((posterior.get_samples(4000)["x"][:, 0] > 0).double().mean())
+    assert right == pytest.approx(0.5, abs=0.06)
+    assert "tempered" in posterior.timings and posterior.khat < 0.7
+
+
+def test_flow_vi_with_continuous_indices_quotes_its_bound(tmp_path):
+    guide = pf.AutoStochasticFlow(model, FLOWS["cif"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pf.errors.ConvergenceWarning)
+        posterior = pf.FlowVI(model, guide, max_steps=60, num_particles=32, progress=False, num_eval=2000).run()
+    assert posterior.bound == "IWHVI" and "IWHVI" in repr(posterior)
+    assert posterior.elbo.mean < 0.02
+    assert set(posterior.engines.values()) == {"eager"}
+    with pytest.raises(IntractableError, match="log_prob_bound"):
+        posterior.log_prob(posterior.get_samples(3))
+    posterior.save(tmp_path / "posterior")
+    again = pf.Posterior.load(tmp_path / "posterior", pf.AutoStochasticFlow(model, FLOWS["cif"]))
+    assert again.elbo == posterior.elbo
+
+
+def test_what_is_refused():
+    with pytest.raises(OptionError, match="choose one of lwta, cif"):
+        pf.AutoStochasticFlow(model, "nsf")
+    with pytest.raises(OptionError, match="see AutoFlow"):
+        pf.AutoStochasticFlow(model, pf.flows.realnvp(2))
+    with pytest.raises(OptionError, match="AutoFlow takes bijections"):
+        pf.AutoStochasticFlow(model, lambda dim: pf.flows.realnvp(dim)).setup()
+    with pytest.raises(ShapeError, match="dim=3"):
+        pf.AutoStochasticFlow(model, pf.flows.lwta(3, transforms=1)).setup()
+    with pytest.raises(OptionError, match="outcomes of a draw, more than max_paths"):
+        pf.AutoStochasticFlow(model, lambda dim: pf.flows.ar_lwta(dim, units=20)).setup()
+    mixed = [LWTACoupling(2, 2, **SMALL), *pf.flows.cif(2, transforms=1, **SMALL).layers]
+    with pytest.raises(OptionError, match="discrete and continuous"):
+        pf.AutoStochasticFlow(model, StochasticFlow(2, mixed)).setup()
+    with pytest.raises(OptionError, match="AutoStochasticFlow"):
+        pf.AutoFlow(model, "lwta")
+    guide = guide_of("lwta")
+    with pytest.raises(IntractableError, match="use AutoFlow"):
+        guide.get_transform()
+    with pytest.raises(OptionError, match="not known for stochastic flows"):
+        build_stochastic_step(guide.flow, target, "iwae")
