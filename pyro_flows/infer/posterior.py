@@ -313,5 +313,4 @@ class Posterior:
         shapes = ", ".join([f"{s.name}{list(s.shape) or ''}" for s in self.guide.sites[:6]] + ["..."] * (len(self.guide.sites) > 6))
         found = str(self.evaluation).replace("ELBO", "ELBO (IWHVI)", int(self.bound == "IWHVI")).splitlines()
         lines = [f"Posterior of {shapes} ({self.guide.latent_dim} dimensions)", *("  " + line for line in found)]
-        lines += ["  warning: " + line for line in self.warnings]
-        return "\n".join(lines)
+        return "\n".join([*lines, *("  warning: " + line for line in self.warnings)])
