@@ -194,7 +194,10 @@ def render(records: list[Record]) -> str:
     """The page."""
     equal = toy_table(records, "equal time") if any(r["kind"] == "equal time" for r in records) else "Not measured yet.\n"
     parts = {"toys": toy_table(records, "toy"), "equal": equal, "posteriors": posterior_table(records), "digits": digit_table(records)}
-    return PAGE.format(parameters=PARAMETERS, steps=STEPS, batch=BATCH, equal_seconds=EQUAL_SECONDS, test=TEST, particles=PARTICLES, **parts)
+    groups = [g for kind in ("toy", "equal time", "lattice", "two orders", "digits") for *_, g in _groups(records, kind)]
+    whole = len(groups) >= 2 * len(TARGETS) * len(MODELS) + 7 and all(len(g) >= 3 for g in groups)
+    state = "" if whole else "**State:** unfinished; the columns of seeds say how much is measured.\n\n"
+    return PAGE.format(state=state, parameters=PARAMETERS, steps=STEPS, batch=BATCH, equal_seconds=EQUAL_SECONDS, test=TEST, particles=PARTICLES, **parts)
 
 
 PAGE = """# Stochastic flows
@@ -202,7 +205,7 @@ PAGE = """# Stochastic flows
 Made by `benchmarks/stochastic.py`. Medians over the seeds that the tables count, the worst of them in brackets; the machine was busy with other
 work, which processor seconds feel a little.
 
-## Targets with gaps and holes
+{state}## Targets with gaps and holes
 
 About {parameters} parameters each, {steps} steps of {batch} rows out of 200,000, one learning rate for all models of a target (.01 on the
 checkerboard, .005 elsewhere). The divergence is the mean of log p - log q over {test} new points, with its standard error; CIF is trained by
