@@ -197,7 +197,8 @@ def render(records: list[Record]) -> str:
     groups = [g for kind in ("toy", "equal time", "lattice", "two orders", "digits") for *_, g in _groups(records, kind)]
     whole = len(groups) >= 2 * len(TARGETS) * len(MODELS) + 7 and all(len(g) >= 3 for g in groups)
     state = "" if whole else "**State:** unfinished; the columns of seeds say how much is measured.\n\n"
-    return PAGE.format(state=state, parameters=PARAMETERS, steps=STEPS, batch=BATCH, equal_seconds=EQUAL_SECONDS, test=TEST, particles=PARTICLES, **parts)
+    numbers = {"parameters": PARAMETERS, "steps": STEPS, "batch": BATCH, "equal_seconds": EQUAL_SECONDS, "test": TEST, "particles": PARTICLES}
+    return PAGE.format(state=state, **numbers, **parts)
 
 
 PAGE = """# Stochastic flows
