@@ -148,10 +148,10 @@ def _mixed() -> T.FlowTransform:
 
 
 def _continuous(manifold: M.Manifold, context_dim: int = 0) -> ManifoldInstance:
-    options = {"solver": "rk4", "steps": 8}
+    options = {"solver": "rk4", "steps": 10}
     make = partial(M.RiemannianContinuousFlow, manifold, None, context_dim, **options)
     name = f"{type(manifold).__name__.lower()}{manifold.size}"
-    return _on(manifold, f"continuous-{name}{'-context' if context_dim else ''}", make, context_dim, param_scale=0.03)
+    return _on(manifold, f"continuous-{name}{'-context' if context_dim else ''}", make, context_dim, param_scale=0.01)
 
 
 MANIFOLD_ZOO: list[ManifoldInstance] = [

@@ -299,7 +299,6 @@ def test_a_conjugate_direction_and_its_evidence():
 
 @pytest.fixture(scope="module")
 def fitted():
-    torch.set_default_dtype(torch.float64)
     return fit(mixed, Y, COUNTS, max_steps=400)
 
 

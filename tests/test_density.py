@@ -121,6 +121,13 @@ def test_flow_gmm_learns_classes(labelled):
     assert accuracy > (0.97 if labelled == 1.0 else 0.85)
 
 
+# Uniform targets: whether points lie inside, and the area.
+UNIFORM = {
+    "annulus": (lambda x: (x.norm(dim=-1) - 1.5).abs() <= 0.5 + 1e-6, 3 * math.pi),
+    "two squares": (lambda x: ((x[:, 0].abs() - 2).abs() <= 1 + 1e-6) & (x[:, 1].abs() <= 1 + 1e-6), 8.0),
+}
+
+
 @pytest.mark.parametrize("name", TOYS)
 def test_toys_have_the_entropy_they_say(name):
     toy = TOYS[name]
@@ -129,6 +136,10 @@ def test_toys_have_the_entropy_they_say(name):
     if toy.noise:
         surprise = -toy.log_prob(x, 2**13)
         assert surprise.mean().item() == pytest.approx(toy.entropy, abs=4 * surprise.std().item() / 4000**0.5)
+    elif name in UNIFORM:
+        inside, area = UNIFORM[name]
+        assert inside(x).all() and toy.entropy == pytest.approx(math.log(area))
+        assert (x > 0).all(-1).float().mean().item() == pytest.approx(0.25, abs=0.03)  # symmetric about both axes
     else:  # the checkerboard: eight squares of side 2, equally full
         cells = ((x + 4) / 2).floor().long()
         assert ((cells.sum(-1) % 2) == 0).all() or ((cells.sum(-1) % 2) == 1).all()

@@ -80,7 +80,7 @@ def test_no_quadrature_is_said():
             manifold.quadrature()
 
 
-@pytest.mark.parametrize("case", [c for c in MANIFOLD_ZOO if not c.context_dim], ids=lambda c: c.id)
+@pytest.mark.parametrize("case", [c for c in MANIFOLD_ZOO if not c.context_dim and "continuous" not in c.id], ids=lambda c: c.id)
 def test_both_referees_agree_with_the_formula(case: ManifoldInstance):
     transform, x = perturbed(case), case.points(30, scale=0.5)
     y, ladj = transform.forward_and_ladj(x)

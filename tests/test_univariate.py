@@ -207,7 +207,7 @@ class TestCircle:
             torch.testing.assert_close(derivative.log(), log_slope, rtol=1e-8, atol=1e-8)
             torch.testing.assert_close(reverse, -log_slope, rtol=1e-6, atol=1e-6)
             if there == "forward":
-                assert derivative.min() >= f.min_slope * (1 - 1e-6)
+                assert derivative.min() >= getattr(f, "min_slope", 0.0) * (1 - 1e-6)
 
     def test_it_goes_round_once(self, f):
         """The slope integrates to one turn, and the seam is a point like any other."""
@@ -218,7 +218,7 @@ class TestCircle:
         y, at_seam = f.forward(ends, params[:, :3])
         torch.testing.assert_close(at_seam, at_seam[:, :1].expand(-1, 3), rtol=0, atol=1e-5)
         torch.testing.assert_close((y - y[:, :1]).cos(), torch.ones(20, 3).double(), rtol=0, atol=1e-9)
-        assert (at_seam[:, 0].abs() > 1e-2).any()  # free, not one
+        assert f.num_params == 1 or (at_seam[:, 0].abs() > 1e-2).any()  # free, not one, unless it only turns
 
     def test_identity_phase_and_turns(self, f):
         x, params = math.pi * (2 * torch.rand(100).double() - 1), torch.zeros(100, f.num_params).double()
@@ -297,7 +297,7 @@ def test_slopes_stay_in_range(f, scale):
     params = normal(200, f.num_params, scale=scale)
     x = in_bins(f, params, 40)
     _, derivative, _ = slope(f, "forward", x, params[:, None].expand(-1, x.shape[1], -1))
-    assert derivative.min() >= f.min_slope * (1 - 1e-6)
+    assert derivative.min() >= getattr(f, "min_slope", 0.0) * (1 - 1e-6)
     assert derivative.max() <= max_slope(f) * (1 + 1e-6)
     if scale >= 10 and f.bins > 2:  # and the bounds are of the right size
         assert derivative.min() < 2 * f.min_slope and derivative.max() > 0.8 * max_slope(f)

@@ -43,7 +43,7 @@ def save(posterior: Posterior, path: str | Path) -> None:
     """Write a posterior; see :meth:`Posterior.save`."""
     guide, path = posterior.guide, Path(path)
     # an option given as an object cannot be written down; the guide itself calls a function "custom" once it is set up
-    named = type(guide) is AutoFlow and all(isinstance(option, _PLAIN) and option != "custom" for option in guide.config.values())
+    named = type(guide) in _GUIDES.values() and all(isinstance(option, _PLAIN) and option != "custom" for option in guide.config.values())
     evaluation = asdict(posterior.evaluation)
     content = {
         "format": _FORMAT,

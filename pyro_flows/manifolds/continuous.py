@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import jvp, vmap
 
 from ..errors import OptionError
 from ..nets import VelocityMLP
@@ -14,36 +15,64 @@ from ..nets.velocity import Time
 from ..transforms import ContinuousFlow
 from .geometry import Sphere, Torus
 from .manifold import Manifold
+from .sphere_maps import dot
 from .transform import OnManifold
 
 __all__ = ["RiemannianContinuousFlow"]
 
 
-class _Tangent(nn.Module):
-    """The part of a net's output that is tangent to the sphere, at every radius: the field grows with the radius, so its trace does not change."""
+class _Field(nn.Module):
+    """A field on a manifold, made of a net, and its Jacobian's products by the chain rule from those of the net."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+
+    def _net_products(self, t: Time, x: Tensor, directions: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if hasattr(self.net, "products"):
+            return self.net.products(t, x, directions, context)  # type: ignore[no-any-return, operator]
+        given = () if context is None else (context,)
+        value = self.net(t, x, *given)
+        return value, vmap(lambda v: jvp(lambda x: self.net(t, x, *given), (x,), (v,))[1])(directions)
+
+
+class _Tangent(_Field):
+    """The part of a net's output that is tangent to the sphere, at every radius: the field grows with the radius, so its trace does not change."""
 
     def forward(self, t: Time, x: Tensor, *context: Tensor) -> Tensor:
         radius = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         u = x / radius
         v = self.net(t, u, *context)
-        return radius * (v - (v * u).sum(-1, keepdim=True) * u)
+        return radius * (v - dot(v, u) * u)
+
+    def products(self, t: Time, x: Tensor, directions: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The field, and its Jacobian times each of the directions ``(K, *batch, n)``."""
+        radius = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        u = x / radius
+        outward = dot(directions, u)
+        turn = (directions - outward * u) / radius  # what u moves by
+        v, moved = self._net_products(t, u, turn, context)
+        along = dot(v, u)
+        tangent = v - along * u
+        change = moved - (dot(moved, u) + dot(v, turn)) * u - along * turn
+        return radius * tangent, outward * tangent + radius * change
 
 
-class _Turning(nn.Module):
+class _Turning(_Field):
     """How fast angles turn: a net sees the points of their circles, all cosines first, and of its output counts what is tangent to each."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
 
     def forward(self, t: Time, x: Tensor, *context: Tensor) -> Tensor:
         cos, sin = x.cos(), x.sin()
         along_cos, along_sin = self.net(t, torch.cat([cos, sin], -1), *context).chunk(2, -1)
         return cos * along_sin - sin * along_cos
+
+    def products(self, t: Time, x: Tensor, directions: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The field, and its Jacobian times each of the directions ``(K, *batch, d)``."""
+        cos, sin = x.cos(), x.sin()
+        v, moved = self._net_products(t, torch.cat([cos, sin], -1), torch.cat([-sin * directions, cos * directions], -1), context)
+        (along_cos, along_sin), (moved_cos, moved_sin) = v.chunk(2, -1), moved.chunk(2, -1)
+        change = cos * moved_sin - sin * moved_cos - directions * (sin * along_sin + cos * along_cos)
+        return cos * along_sin - sin * along_cos, change
 
 
 # manifold -> its field made of a net, and how many numbers the net takes and gives

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .linear import Linear
+from .linear import Linear, zeros
 
 __all__ = ["Affine"]
 
@@ -28,7 +27,7 @@ class Affine(Linear):
     """
 
     def __init__(self, dim: int, context_dim: int = 0) -> None:
-        super().__init__(dim, context_dim, log_scale=torch.zeros(dim), shift=torch.zeros(dim))
+        super().__init__(dim, context_dim, log_scale=zeros(dim), shift=zeros(dim))
 
     def _matrix(self, at: Any) -> Tensor:
         return at.log_scale.exp().diag_embed()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear
+from .linear import Linear, zeros
 
 __all__ = ["CirculantLinear"]
 
@@ -40,7 +40,7 @@ class CirculantLinear(Linear):
     """
 
     def __init__(self, dim: int, context_dim: int = 0) -> None:
-        super().__init__(dim, context_dim, log_gain=torch.zeros(dim // 2 + 1), phase=torch.zeros((dim - 1) // 2), shift=torch.zeros(dim))
+        super().__init__(dim, context_dim, log_gain=zeros(dim // 2 + 1), phase=zeros((dim - 1) // 2), shift=zeros(dim))
 
     def _log_det(self, at: Any) -> Tensor:
         twice = at.log_gain[..., 1 : 1 + at.phase.shape[-1]]  # all but the real frequencies stand for two

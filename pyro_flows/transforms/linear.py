@@ -52,6 +52,13 @@ class _At:
     """The parameters of a layer at a context, as attributes."""  # not types.SimpleNamespace, which torch.compile does not trace
 
 
+def zeros(*shape: int) -> Tensor:
+    """How a parameter starts; sizes that are none are refused here, where a layer's parameters are made before the layer."""
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ShapeError(f"dim must be a positive integer: a parameter cannot have the shape {shape}")
+    return torch.zeros(shape)
+
+
 class Linear(FlowTransform):
     r"""The base of the linear layers, :math:`y = W x + t`.
 

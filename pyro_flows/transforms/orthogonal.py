@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import OptionError
-from .linear import Linear, eye_like, solve_rows, times, triangular
+from .linear import Linear, eye_like, solve_rows, times, triangular, zeros
 
 __all__ = ["OrthogonalLinear", "QRLinear"]
 
@@ -63,7 +63,7 @@ class OrthogonalLinear(Linear):
     vectors: Tensor
 
     def __init__(self, dim: int, reflections: int | None = None, context_dim: int = 0) -> None:
-        super().__init__(dim, context_dim, vectors=normals(dim, reflections, "OrthogonalLinear"), shift=torch.zeros(dim))
+        super().__init__(dim, context_dim, vectors=normals(dim, reflections, "OrthogonalLinear"), shift=zeros(dim))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, reflections={len(self.vectors)}"
@@ -102,7 +102,7 @@ class QRLinear(Linear):
 
     def __init__(self, dim: int, reflections: int | None = None, context_dim: int = 0) -> None:
         vectors = normals(dim, reflections, "QRLinear")
-        super().__init__(dim, context_dim, vectors=vectors, upper=torch.zeros(dim, dim), log_diag=torch.zeros(dim), shift=torch.zeros(dim))
+        super().__init__(dim, context_dim, vectors=vectors, upper=zeros(dim, dim), log_diag=zeros(dim), shift=zeros(dim))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, reflections={len(self.vectors)}"

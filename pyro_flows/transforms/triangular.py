@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from .linear import Linear, solve_rows, times, triangular
+from .linear import Linear, solve_rows, times, triangular, zeros
 
 __all__ = ["TriangularLinear", "Standardize"]
 
@@ -32,7 +32,7 @@ class TriangularLinear(Linear):
     """
 
     def __init__(self, dim: int, context_dim: int = 0) -> None:
-        super().__init__(dim, context_dim, log_diag=torch.zeros(dim), lower=torch.zeros(dim, dim), shift=torch.zeros(dim))
+        super().__init__(dim, context_dim, log_diag=zeros(dim), lower=zeros(dim, dim), shift=zeros(dim))
 
     def _matrix(self, at: Any) -> Tensor:
         return triangular(at.lower, at.log_diag)
