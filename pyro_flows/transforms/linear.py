@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ShapeError
 from .base import FlowTransform
 
 __all__ = ["Linear"]
