@@ -50,7 +50,7 @@ class AutoStochasticFlow(AutoFlow):
     Raises:
         OptionError, ShapeError: a flow that is not stochastic, not exact though discrete, of both kinds, or of another size.
         IntractableError: an ELBO that does not sum out the path, in training.
-        Others as in :class:`~pyro_flows.guides.AutoFlow`.
+        PyroFlowsError: what :class:`~pyro_flows.guides.AutoFlow` raises.
 
     Reference: Variational inference with continuously-indexed normalizing flows (Caterini et al., 2021), https://arxiv.org/abs/2007.05426
 

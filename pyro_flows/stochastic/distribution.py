@@ -22,9 +22,7 @@ __all__ = ["StochasticFlowDistribution"]
 class StochasticFlowDistribution(dist.TorchDistribution):
     """What a :class:`~pyro_flows.stochastic.StochasticFlow` gives when it is called: ``event_shape (D,)``, the context's batch shape.
 
-    Attributes:
-        exact: whether :meth:`log_prob` can be computed.
-        has_rsample: whether draws carry a gradient: where no index is discrete, and the base has it.
+    ``has_rsample`` says whether draws carry a gradient: where no index is discrete, and the base has it.
 
     Args:
         flow: the flow.

@@ -23,7 +23,7 @@ __all__ = ["Path", "StochasticFlow"]
 class Path(NamedTuple):
     """A way from the base to a point.
 
-    Attributes:
+    Args:
         z: the base's point, ``(*batch, D)``.
         indices: the index of each stochastic layer, base to target, each ``(*batch, index_dim)``.
         log_prob: log density of point and indices together, ``log p(x, u)``, ``(*batch,)``.

@@ -19,7 +19,7 @@ Law = Callable[[Tensor], Tensor]  # log density of points (*batch, D): (*batch,)
 class Move(NamedTuple):
     """Where a layer takes a point, given its index.
 
-    Attributes:
+    Args:
         value: the point, ``(*batch, D)``.
         ladj: log absolute determinant of the map applied, ``(*batch,)``.
         log_prior: ``log p(u | z)`` of the index at the base-side point, ``(*batch,)``, whichever way the map went.
@@ -33,7 +33,7 @@ class Move(NamedTuple):
 class Branches(NamedTuple):
     """All preimages of a point that are possible, ``P`` of them.
 
-    Attributes:
+    Args:
         z: ``(*batch, P, D)``.
         log_weight: ``log p(u | z_u) + log|det dz_u/dx|``, ``(*batch, P)``.
         indices: the index of each, ``(*batch, P, index_dim)``.
