@@ -54,7 +54,7 @@ def grid_mass(density, reach=20.0, points=600):
     with torch.no_grad():
         p = torch.cat([density(part).exp() for part in grid.split(20_000)])
     area = (2 * reach / (points - 1)) ** 2
-    return float(p.sum() * area), float((p * p).sum() * area)
+    return (p.sum() * area).item(), ((p * p).sum() * area).item()
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -185,15 +185,15 @@ def test_bounds_stand_in_their_order():
     with torch.no_grad():
         exact = flow().log_prob(x)
         gaps = [exact - bounded().log_prob_bound(x, m) for m in (1, 10, 100)]
-    means, errors = [float(g.mean()) for g in gaps], [float(g.std()) / len(x) ** 0.5 for g in gaps]
+    means, errors = [g.mean().item() for g in gaps], [g.std().item() / len(x) ** 0.5 for g in gaps]
     assert means[0] > means[1] > means[2] > -3 * errors[2]
     assert means[0] > 5 * errors[0] and means[2] < 0.2 * means[0]
     bounded.fit_laws()
     with torch.no_grad():
-        assert float((exact - bounded().log_prob_bound(x)).mean()) < 0.3 * means[0]
+        assert ((exact - bounded().log_prob_bound(x)).mean()).item() < 0.3 * means[0]
     with torch.no_grad():  # unbiased: the weights average to the density
         weight = bounded().log_prob_bound(x[:20], 20_000) - exact[:20]
-    assert float(weight.abs().max()) < 0.05
+    assert weight.abs().max().item() < 0.05
 
 
 @pytest.mark.parametrize("gradient, particles", [("total", 1), ("total", 8), ("rws", 64)])
@@ -259,8 +259,8 @@ def test_isometries_leave_a_gap(beta, wanted):
     grid = torch.linspace(-1, 1, 4001)
     with torch.no_grad():
         gap = torch.trapezoid(flow().log_prob(grid[:, None]).exp(), grid)
-    assert float(gap) == pytest.approx(wanted, abs=1e-3)
-    assert float(gap) < 0.8 / beta
+    assert gap.item() == pytest.approx(wanted, abs=1e-3)
+    assert gap.item() < 0.8 / beta
 
 
 def test_ar_lwta_equals_all_winners_and_is_a_sequence_of_conditionals():
@@ -340,11 +340,11 @@ def test_dead_units_are_reported_and_revived():
         x = flow().sample((500,))
         before = flow().log_prob(x).detach()
         usage = flow.usage()[0]
-        assert float(usage[1, 2]) == 0.0 and float(usage[0].min()) > 0.001
+        assert usage[1, 2].item() == 0.0 and usage[0].min().item() > 0.001
         torch.testing.assert_close(usage.sum(-1), torch.ones(usage.shape[0]))
         assert flow.revive() == 1
-        assert float(flow.usage()[0][1, 2]) > 0.02
-        assert float((flow().log_prob(x).detach() - before).abs().mean()) < 0.1
+        assert flow.usage()[0][1, 2].item() > 0.02
+        assert (flow().log_prob(x).detach() - before).abs().mean().item() < 0.1
         assert flow.revive() == 0
 
 

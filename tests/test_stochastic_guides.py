@@ -58,8 +58,8 @@ def test_the_sum_over_paths_is_the_marginal_bound():
         stock = -enum_elbo(4000).loss(model, guide)
         x, log_q = guide.flow().sample_and_log_prob((20_000,))
         gap = target(x) - log_q
-    assert stock == pytest.approx(float(gap.mean()), abs=6 * float(gap.std()) / 4000**0.5)
-    assert float(gap.mean()) < 0
+    assert stock == pytest.approx(gap.mean().item(), abs=6 * gap.std().item() / 4000**0.5)
+    assert gap.mean().item() < 0
 
 
 def test_auxiliary_bounds_stand_in_their_order():
@@ -71,17 +71,17 @@ def test_auxiliary_bounds_stand_in_their_order():
         x, path = flow().sample_with_path((4000,))
         upper = [upper_bound(flow, x, path.indices, m) for m in (0, 3, 30)]
         lower = flow().log_prob_bound(x, 2000)  # close to log q
-    elbos = [float((target(x) - u).mean()) for u in upper]
-    error = float((target(x) - upper[0]).std()) / 4000**0.5
+    elbos = [(target(x) - u).mean().item() for u in upper]
+    error = (target(x) - upper[0]).std().item() / 4000**0.5
     assert stock == pytest.approx(elbos[0], abs=5 * error)
-    assert elbos[0] < elbos[1] < elbos[2] <= float((target(x) - lower).mean()) + 0.01
+    assert elbos[0] < elbos[1] < elbos[2] <= (target(x) - lower).mean().item() + 0.01
     assert elbos[2] < 0
     # and the naive estimate, by fresh paths alone, is on the other side
     with torch.no_grad():
         fresh = flow().log_prob_bound(x, 3)
-    assert float((target(x) - fresh).mean()) > float((target(x) - lower).mean())
+    assert (target(x) - fresh).mean().item() > (target(x) - lower).mean().item()
     weight = (-upper[1]).exp() / (-lower).exp()  # the reciprocal is unbiased
-    assert float(weight.mean()) == pytest.approx(1, abs=5 * float(weight.std()) / 4000**0.5 + 0.01)
+    assert weight.mean().item() == pytest.approx(1, abs=5 * weight.std().item() / 4000**0.5 + 0.01)
 
 
 def test_enumeration_has_the_gradient_of_its_value():
@@ -108,7 +108,7 @@ def test_enumeration_has_the_gradient_of_its_value():
     place = dist.Categorical(logits=log_prob).sample()
     x = points[torch.arange(300), place]
     naive = torch.autograd.grad((guide.flow().log_prob(x) - target(x)).mean(), p)[0]
-    assert float((naive - wanted).norm()) > 0.2 * float(wanted.norm())
+    assert (naive - wanted).norm().item() > 0.2 * wanted.norm().item()
     constants = guide.flow.layers[0].rows(0, 0).bias
     alone = torch.autograd.grad(target(guide.flow.spread(z)[0][torch.arange(300), place]).mean(), p)[0][constants]
     assert not bool(alone.any())  # what the target says about a gate is lost altogether
@@ -132,13 +132,13 @@ def test_steps_of_flow_vi(name, objective):
     direction = torch.randn_like(flat) * (gradient != 0)  # the location and scale of the unit ride along, and are not learned
     slope = (run(flat + 1e-5 * direction)[1] - run(flat - 1e-5 * direction)[1]) / 2e-5
     exact = name == "cif" or objective == "elbo"
-    assert float(gradient @ direction) == pytest.approx(-float(slope), rel=1e-5 if exact else 0.1, abs=0.02 if not exact else 1e-6)
+    assert (gradient @ direction).item() == pytest.approx(-slope.item(), rel=1e-5 if exact else 0.1, abs=0.02 if not exact else 1e-6)
     with torch.no_grad():
         stock = -(enum_elbo(4000) if name == "lwta" else trace_elbo(4000)).loss(model, guide)
-    assert float(elbo) == pytest.approx(stock, abs=6 * float(spread) ** 0.5 / 2000**0.5)
+    assert elbo.item() == pytest.approx(stock, abs=6 * spread.item() ** 0.5 / 2000**0.5)
     assert int(dropped) == 0
     tempered = run(flat, 0.1)[1]
-    assert float(tempered) > float(elbo)
+    assert tempered.item() > elbo.item()
 
 
 def test_stock_elbos_with_continuous_indices():
@@ -199,7 +199,7 @@ def test_flow_vi_keeps_both_modes():
         warnings.simplefilter("ignore", pf.errors.ConvergenceWarning)  # a short run
         posterior = pf.FlowVI(model, guide, max_steps=300, num_particles=32, progress=False, num_eval=4000, engine="eager").run()
     assert posterior.elbo.mean > -0.1 and abs(posterior.log_evidence.mean) < 0.05
-    right = float((posterior.get_samples(4000)["x"][:, 0] > 0).double().mean())
+    right = (posterior.get_samples(4000)["x"][:, 0] > 0).double().mean().item()
     assert right == pytest.approx(0.5, abs=0.06)
     assert "tempered" in posterior.timings and posterior.khat < 0.7
 

@@ -63,13 +63,13 @@ def test_bounds_by_enumeration_and_by_draws():
     flow = perturbed(FLOWS["two blocks"](), 0.5)
     flow.fit_laws()
     x = flow().sample((5,))
-    exact = float(flow().log_prob(x).sum().detach())
+    exact = flow().log_prob(x).sum().detach().item()
     summed, drawn = DensityModel(flow, "guide"), DensityModel(flow, None)
     with torch.no_grad():
         enumerated = -elbo().loss(summed.model, summed.guide, x)
         particles = Trace_ELBO(num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
         sampled = -particles.loss(drawn.model, drawn.guide, x)
-        own = float(StochasticFlow(flow.base, list(flow.layers), max_paths=1)().log_prob_bound(x.expand(20_000, 5, 2)).mean(0).sum())
+        own = StochasticFlow(flow.base, list(flow.layers), max_paths=1)().log_prob_bound(x.expand(20_000, 5, 2)).mean(0).sum().item()
     assert enumerated < exact - 1e-5
     assert sampled == pytest.approx(enumerated, abs=0.03)
     if not flow.folds:
@@ -111,7 +111,7 @@ def test_names_plates_and_subsampling():
     summed = DensityModel(flow, subsample_size=4)
     losses = [elbo().loss(summed.model, summed.guide, x) for _ in range(300)]
     error = torch.tensor(losses).std() / 300**0.5
-    assert abs(sum(losses) / 300 + float(flow().log_prob(x).sum())) < 4 * error
+    assert abs(sum(losses) / 300 + flow().log_prob(x).sum().item()) < 4 * error
     with pytest.raises(ShapeError, match="must have shape"):
         summed.model(torch.zeros(3, 4))
     with pytest.raises(OptionError, match="enumerate must be"):
@@ -125,7 +125,7 @@ def test_contexts_and_training():
     density = DensityModel(flow)
     svi = SVI(density.model, density.guide, Adam({"lr": 1e-2}), elbo())
     before = svi.evaluate_loss(x, context)
-    assert before == pytest.approx(-float(flow(context).log_prob(x).sum()), rel=1e-5)
+    assert before == pytest.approx(-flow(context).log_prob(x).sum().item(), rel=1e-5)
     for _ in range(60):
         svi.step(x, context)
     assert svi.evaluate_loss(x, context) < before - 100
