@@ -255,3 +255,55 @@ def test_standardized_and_resumed(tmp_path):
     assert whole.history[-1]["loss"] == resumed.history[-1]["loss"]
     for a, b in zip(flows[0].state_dict().values(), flows[1].state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+# --- bounds at their edges
+
+
+def test_the_baseline_of_a_path_does_not_see_it():
+    """VIMCO's signal where one path has nearly all the weight, and where some are impossible."""
+    from pyro_flows.stochastic.bounds import _leave_one_out, log_mean_exp
+
+    inf = float("inf")
+    log_weight = torch.tensor([[0.0, 0.0, 0.0], [-50.0, -1.0, -inf], [-60.0, -inf, -inf], [-70.0, -2.0, -inf]], dtype=torch.float64)
+    signal = _leave_one_out(log_weight)
+    assert signal.isfinite().all()
+    for i in range(4):
+        others = torch.cat([log_weight[:i], log_weight[i + 1 :]])
+        replaced = log_mean_exp(torch.cat([others, others.mean(0, keepdim=True)]))
+        expected = log_mean_exp(log_weight) - replaced
+        possible = replaced > -inf  # elsewhere any constant is a baseline
+        assert torch.allclose(signal[i][possible], expected[possible], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient, particles", [("stl", 1), ("dreg", 3)])
+def test_the_gradient_of_points_is_counted_once(gradient, particles):
+    """The point's own gradient, as of a context that another net makes, is on average that of the bound itself."""
+    flow = indexed(1)
+    x = torch.tensor([0.7, -0.4], dtype=torch.float64, requires_grad=True)
+
+    def slope(gradient):
+        torch.manual_seed(3)
+        return torch.autograd.grad(flow().log_prob_bound(x.expand(20000, 2), particles, gradient).mean(), x)[0]
+
+    total = slope("total")
+    assert float((slope(gradient) - total).norm()) < 0.1 * float(total.norm())
+
+
+def test_impossible_paths_weigh_nothing():
+    """Over a box some preimages lie outside: the folded sum is that of the listed paths, and bounds and gradients stay numbers."""
+    from pyro_flows.distributions import BoxUniform
+
+    layers = [LWTACoupling(2, units=3, **SMALL), LWTACoupling(2, units=3, moved=torch.tensor([False, True]), **SMALL)]
+    flow = StochasticFlow(BoxUniform(2, -3.0, 3.0), layers).double()
+    x = torch.tensor([[0.0, 0.0], [2.5, 0.0], [2.5, 0.1], [0.0, 2.9]], dtype=torch.float64)
+    folded, listed = flow().log_prob(x), flow.list_paths(x).log_prob.logsumexp(-1)
+    assert folded.isfinite().all() and torch.allclose(folded, listed, atol=1e-12)
+    assert flow().log_prob(x.new_tensor([50.0, 0.0])) == -torch.inf
+    bounded = StochasticFlow(flow.base, layers, max_paths=2).double()
+    bounded.fit_laws()
+    for gradient in ("total", "rws"):
+        bound = bounded().log_prob_bound(x, 16, gradient)
+        bound.sum().backward()
+        assert bound.isfinite().all()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in bounded.parameters())

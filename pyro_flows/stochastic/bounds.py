@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,15 +25,25 @@ def log_mean_exp(log_weight: Tensor) -> Tensor:
     return log_weight.logsumexp(0) - math.log(log_weight.shape[0])
 
 
+def _others(values: Tensor, scan: Callable[[Tensor, int], Tensor], join: Callable[[Tensor, Tensor], Tensor], nothing: float) -> Tensor:
+    """Of each entry along the first dimension, what all others come to: a running sum from below, and one from above."""
+    edge = torch.full_like(values[:1], nothing)
+    below, above = torch.cat([edge, scan(values[:-1], 0)]), torch.cat([scan(values[1:].flip(0), 0).flip(0), edge])
+    return join(below, above)
+
+
 def _leave_one_out(log_weight: Tensor) -> Tensor:
-    """What each path adds to the bound, against its replacement by the geometric mean of the others; the log weight itself for a single path."""
+    """What each path adds to the bound, against its replacement by the geometric mean of the others; the log weight itself for a single path.
+
+    The sum of the others is made without the path, not as a difference: a baseline that saw the path it is for would bias the gradient.
+    """
     count = log_weight.shape[0]
     if count == 1:
         return log_weight
-    others = (log_weight.sum(0) - log_weight) / (count - 1)
-    total = log_weight.logsumexp(0)
-    without = torch.log(-torch.expm1((log_weight - total).clamp(max=-1e-7)))  # log of the share of the others
-    return total - torch.logaddexp(total + without, others)
+    mean = _others(log_weight, torch.cumsum, torch.add, 0.0) / (count - 1)
+    baseline = torch.logaddexp(_others(log_weight, torch.logcumsumexp, torch.logaddexp, -torch.inf), mean)
+    baseline = torch.where(baseline > -torch.inf, baseline, torch.zeros_like(baseline))  # no other path is possible: any constant will do
+    return log_weight.logsumexp(0) - baseline
 
 
 class _Call(nn.Module):
@@ -53,9 +63,7 @@ def _constant(flow: StochasticFlow, *args: Any) -> tuple[Tensor, Tensor]:
     return functional_call(_Call(flow), dict(fixed), args)[:2]
 
 
-def lower_bound(
-    flow: StochasticFlow, x: Tensor, context: Tensor | None = None, num_particles: int = 1, gradient: str = "total"
-) -> Tensor:
+def lower_bound(flow: StochasticFlow, x: Tensor, context: Tensor | None = None, num_particles: int = 1, gradient: str = "total") -> Tensor:
     r"""The importance-weighted bound :math:`\log \frac1m \sum_i p(x, u_i) / q(u_i \mid x)`, ``(*batch,)``; the ELBO for one particle.
 
     Its mean is at most :math:`\log p(x)`, rises with ``num_particles`` and tends to it. The value does not depend on ``gradient``:
@@ -102,16 +110,17 @@ def lower_bound(
             raise OptionError("gradient='total' needs indices of one kind, and this flow infers discrete and continuous ones: use 'rws'")
         signal = _leave_one_out((log_p - log_q).detach())
         score = (signal * log_q).sum(0)
-        return bound + score - score.detach()
+        return bound + (score - score.detach())
     share = (log_p - log_q).detach().softmax(0)
     given = path.indices
     fixed = tuple(u.detach() for u in given)
     live = flow.log_weight(x, context, fixed)[0]  # the joint density of constant indices
-    surrogate = (share * live).sum(0)
+    surrogate = (share * torch.where(share > 0, live, torch.zeros_like(live))).sum(0)  # an impossible path weighs nothing
     if gradient in ("stl", "dreg"):
-        p, q = _constant(flow, x, context, given)  # the path through the indices alone
+        at = None if context is None else context.detach()
+        p, q = _constant(flow, x.detach(), at, given)  # the path through the indices alone
         surrogate = surrogate + (share**2 * (p - q)).sum(0)
-    return bound.detach() + surrogate - surrogate.detach()
+    return bound.detach() + (surrogate - surrogate.detach())
 
 
 def upper_bound(flow: StochasticFlow, x: Tensor, indices: Sequence[Tensor], num_particles: int = 16, context: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..nets import Hypernetwork, MaskedMLP
-from .layer import Branches, DiscreteLayer, Law
+from .layer import Branches, DiscreteLayer, Law, log_total
 
 __all__ = ["Competition", "Independent", "Rows"]
 
@@ -105,12 +105,17 @@ class Competition(DiscreteLayer):
         """
         z, weight = self.candidates(x, context)
         each = base.base_dist.log_prob(z)  # type: ignore[attr-defined]
-        return each[..., 0, :] @ (1 - self.membership.sum(-1)), (weight + each @ self.membership).mT
+        impossible = (each == -torch.inf).to(each)  # counted apart: zero times infinity is not a number
+        each = torch.where(each == -torch.inf, torch.zeros_like(each), each)
+        kept, moved = 1 - self.membership.sum(-1), self.membership
+        never = torch.full((), -torch.inf).to(each)
+        below = torch.where(impossible[..., 0, :] @ kept > 0, never, each[..., 0, :] @ kept)
+        return below, torch.where(impossible @ moved > 0, never, weight + each @ moved).mT
 
     def over(self, base: dist.TorchDistribution, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log density over a base of independent coordinates, ``(*batch,)``."""
         kept, weight = self.summands(base, x, context)
-        return kept + weight.logsumexp(-1).sum(-1)
+        return kept + log_total(weight).sum(-1)
 
     def index_logits(self, x: Tensor, context: Tensor | None = None, law: Law | None = None) -> Tensor:
         return self.infer(x, context, law).base_dist.logits  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from ..errors import OptionError, ShapeError
 from ..transforms import FlowTransform
 from .competition import Competition, Independent
 from .distribution import StochasticFlowDistribution
-from .layer import DiscreteLayer, Law, StochasticLayer
+from .layer import DiscreteLayer, Law, StochasticLayer, log_total
 
 __all__ = ["Path", "StochasticFlow"]
 
@@ -245,7 +245,7 @@ class StochasticFlow(nn.Module):
 
     def log_lower(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log density of points below the layers that are inferred: the exact one of the flow where there are none."""
-        return self.list_paths(x, context, fold=True).log_prob.logsumexp(-1)
+        return log_total(self.list_paths(x, context, fold=True).log_prob)
 
     def log_weight(self, x: Tensor, context: Tensor | None = None, indices: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor, Path]:
         """``log p(x, u)``, ``log q(u | x)`` and the inferred path ``u`` of each point; ``p / q`` averages to the density."""

@@ -172,3 +172,10 @@ class Listed(dist.TorchDistribution):
 def standard_normal(z: Tensor) -> Tensor:
     """Log density of independent standard normal coordinates."""
     return dist.Normal(torch.zeros_like(z), 1.0, validate_args=False).log_prob(z).sum(-1)
+
+
+def log_total(log_weight: Tensor) -> Tensor:
+    """``logsumexp`` over the last dimension, whose gradient is zero, not NaN, where all weights are zero."""
+    none = (log_weight == -torch.inf).all(-1)
+    total = torch.where(none.unsqueeze(-1), torch.zeros_like(log_weight), log_weight).logsumexp(-1)
+    return torch.where(none, torch.full_like(total, -torch.inf), total)
