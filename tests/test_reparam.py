@@ -204,3 +204,11 @@ def test_nothing_is_registered_at_import():
     code = "import pyro_flows, pyro.distributions as d; from torch.distributions import biject_to; biject_to(d.constraints.sphere)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "NotImplementedError" in run.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_have_the_dtype_of_the_prior(dtype):
+    def model():
+        return pyro.sample("x", pf.manifolds.VonMisesFisher(torch.tensor([0.0, 0.6, 0.8], dtype=dtype), torch.tensor(2.0, dtype=dtype)))
+
+    assert poutine.reparam(model, {"x": pf.manifolds.SphereReparam()})().dtype == dtype

@@ -95,6 +95,15 @@ def test_flow_matching_learns_a_density(manifold, target):
     assert -0.03 < kl < 0.06
 
 
+def test_what_is_solved_stays_on_the_manifold():
+    torus = M.Torus(1)
+    flow = moved(torus, solver="rk4", steps=20)
+    x = torch.linspace(-3.14, 3.14, 50, dtype=torch.float64)[:, None]
+    for found in (flow.solve(x).value, flow.regularization(x).value, flow.path(x)):
+        assert torus.distance(found).max() == 0
+    torch.testing.assert_close(flow.solve(x, inverse=True).value, flow.inverse_and_ladj(x)[0])
+
+
 def test_context():
     torus = M.Torus(2)
     flow = M.RiemannianContinuousFlow(torus, context_dim=3, solver="rk4", steps=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..errors import OptionError
 from ..nets import VelocityMLP
 from ..nets.velocity import Time
 from ..transforms import ContinuousFlow
+from ..transforms.continuous import Solution
 from .geometry import Sphere, Torus
 from .manifold import Manifold
 from .sphere_maps import dot
@@ -133,13 +134,12 @@ class RiemannianContinuousFlow(OnManifold, ContinuousFlow):
         super().__init__(manifold.size, field(net), context_dim, trace, noise, solver, steps, rtol, atol, adjoint, checkpoint)
         self._live_on(manifold)
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, ladj = super().forward_and_ladj(x, context)
-        return self.manifold.project(y), ladj
+    def _solve(self, *args: Any) -> Solution:
+        found = super()._solve(*args)
+        return found._replace(value=self.manifold.project(found.value))
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, ladj = super().inverse_and_ladj(y, context)
-        return self.manifold.project(x), ladj
+    def path(self, x: Tensor, context: Tensor | None = None, points: int = 50) -> Tensor:
+        return self.manifold.project(super().path(x, context, points))
 
     def between(self, start: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Where the geodesic from ``start`` to ``end`` is at time ``t`` in ``[0, 1]``, and its velocity there."""

@@ -20,6 +20,12 @@ from .supports import manifold_of
 __all__ = ["SphereReparam", "CircleReparam", "ManifoldReparam"]
 
 
+def _like(fn: Any) -> Tensor:
+    """A tensor of the dtype and on the device of a distribution: one of its parameters, if it has some."""
+    own = (getattr(fn, name, None) for name in fn.arg_constraints)
+    return next((p for p in own if isinstance(p, Tensor) and p.is_floating_point()), torch.zeros(()))
+
+
 class _FromNormal(Reparam):
     """Draws a standard normal vector, takes its direction for the site's value, and weighs it by the site's density."""
 
@@ -33,7 +39,7 @@ class _FromNormal(Reparam):
         if msg["is_observed"]:
             raise SupportError(f"{type(self).__name__}: site {name!r} is observed, and needs none: ManifoldReparam() skips such sites")
         start = None if value is None else self._normal(value)
-        zeros = torch.zeros(self._normal_shape(fn.shape()))
+        zeros = _like(fn).new_zeros(self._normal_shape(fn.shape()))
         normal = dist.Normal(zeros, 1.0).to_event(zeros.dim() - len(fn.batch_shape))
         z = pyro.sample(f"{name}_normal", normal, obs=start, infer={"is_observed": False})
         value = self._value(z) if value is None else value
