@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -26,11 +25,11 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
 
 import pyro_flows as pf
+from benchmarks.records import Record, complete, rerender
 from benchmarks.report import table
 from benchmarks.speed import in_turns
 from benchmarks.toys import TOYS
 
-Record = dict[str, Any]
 TARGET = TOYS["8gaussians"]
 TRAININGS: dict[str, dict[str, Any]] = {
     "maximum likelihood": {"max_steps": 600, "lr": 1e-2},
@@ -280,19 +279,8 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if options.render:
-        options.render.with_suffix(".md").write_text(render(json.loads(options.render.read_text())), "utf-8")
-        return
-    records: list[Record] = json.loads(options.out.read_text()) if options.out.exists() else []
-    for made, measure in jobs(options.seeds):
-        if options.only not in ("", made["kind"], str(made["name"])) or any(made.items() <= r.items() for r in records):
-            continue
-        try:
-            records.append({**made, **measure()})
-        except (ImportError, FileNotFoundError) as error:
-            print(f"left out: {made}: {error}")
-            continue
-        print(records[-1], flush=True)
-        options.out.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
+        return rerender(options.render, render)
+    complete(options.out, (job for job in jobs(options.seeds) if options.only in ("", job[0]["kind"], str(job[0]["name"]))))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ come from ``$PYRO_FLOWS_DATA/density/uci_small.npz``; without that file they are
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +24,13 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
 
 import pyro_flows as pf
+from benchmarks.records import Record, complete, rerender
 from benchmarks.report import table
 from benchmarks.toys import TOYS
 from pyro_flows.distributions import StudentT
 from pyro_flows.transforms import Autoregressive
 from pyro_flows.univariate import RationalQuadraticSpline
 
-Record = dict[str, Any]
 TARGETS = [name for name in TOYS if name not in ("annulus", "two squares")]  # those are benchmarks/stochastic.py's
 WANTED = {"8gaussians": 0.02, "checkerboard": 0.08}
 TOY_STEPS, TOY_BINS, TOY_OPTIONS = 1100, 16, {"batch_size": 512, "lr": 1e-2}
@@ -237,14 +235,8 @@ def main() -> None:
     if options.choose:
         return choose(options.choose)
     if options.render:
-        options.render.with_suffix(".md").write_text(render(json.loads(options.render.read_text())), "utf-8")
-        return
-    records: list[Record] = json.loads(options.out.read_text()) if options.out.exists() else []
-    for made, measure in jobs(options.seeds):
-        if options.only in ("", made["kind"], made["name"]) and not any(made.items() <= r.items() for r in records):
-            records.append(measure())
-            print(records[-1], flush=True)
-            options.out.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
+        return rerender(options.render, render)
+    complete(options.out, (job for job in jobs(options.seeds) if options.only in ("", job[0]["kind"], job[0]["name"])))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from ``$PYRO_FLOWS_DATA/earth``, ``torus`` and ``simplex``; what is not there is
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -27,10 +26,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
 
 import pyro_flows as pf
+from benchmarks.records import Record, complete, rerender
 from benchmarks.report import table
 from pyro_flows import manifolds as M
 
-Record = dict[str, Any]
 SEEDS, FOLDS = 5, 5
 
 
@@ -353,15 +352,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.render:
-        options.render.with_suffix(".md").write_text(render(json.loads(options.render.read_text())), "utf-8")
-        return
-    records: list[Record] = json.loads(options.out.read_text()) if options.out.exists() else []
-    for made, measure in jobs():
-        wanted = options.only in ("", made["kind"], made["name"]) and made.get("seed", 0) < options.seeds
-        if wanted and not any(made.items() <= r.items() for r in records):
-            records.append(measure())
-            print(records[-1], flush=True)
-            options.out.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
+        return rerender(options.render, render)
+    complete(options.out, (job for job in jobs() if options.only in ("", job[0]["kind"], job[0]["name"]) and job[0].get("seed", 0) < options.seeds))
 
 
 if __name__ == "__main__":

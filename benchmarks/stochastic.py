@@ -10,7 +10,6 @@ that of importance.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -25,13 +24,13 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
 
 import pyro_flows as pf
+from benchmarks.records import Record, complete, rerender
 from benchmarks.report import table
 from benchmarks.stochastic_posteriors import DIGIT_MODELS, digits, digits_file, lattice, two_orders
 from benchmarks.toys import TOYS, Toy
 from pyro_flows.distributions import GaussianMixture, Resampled
 from pyro_flows.stochastic import StochasticFlow
 
-Record = dict[str, Any]
 TARGETS = {"ring8": "8gaussians", "checkerboard": "checkerboard", "annulus": "annulus", "two squares": "two squares"}
 PARAMETERS, STEPS, BATCH = 20_000, 2500, 512
 LR = {"checkerboard": 1e-2}  # for every model; 5e-3 elsewhere
@@ -281,14 +280,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.render:
-        options.render.with_suffix(".md").write_text(render(json.loads(options.render.read_text())), "utf-8")
-        return
-    records: list[Record] = json.loads(options.out.read_text()) if options.out.exists() else []
-    for made, measure in jobs():
-        if options.only in ("", made["kind"], made.get("name"), made["model"]) and not any(made.items() <= r.items() for r in records):
-            records.append(measure())
-            print(records[-1], flush=True)
-            options.out.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
+        return rerender(options.render, render)
+    complete(options.out, (job for job in jobs() if options.only in ("", job[0]["kind"], job[0].get("name"), job[0]["model"])))
 
 
 if __name__ == "__main__":

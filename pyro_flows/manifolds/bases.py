@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from .distribution import ManifoldDistribution
+from .distribution import UniformOn
 from .geometry import Simplex, Sphere, Torus
 from .manifold import Manifold
 from .sphere_distributions import UniformSphere
@@ -15,7 +15,7 @@ from .sphere_distributions import UniformSphere
 __all__ = ["UniformTorus", "Uniform", "Dirichlet"]
 
 
-class UniformTorus(ManifoldDistribution):
+class UniformTorus(UniformOn):
     r"""The uniform distribution of :math:`d` angles: log density :math:`-d\log 2\pi` under :math:`d\theta_1\cdots d\theta_d`.
 
     Args:
@@ -23,20 +23,8 @@ class UniformTorus(ManifoldDistribution):
         dtype, device: of the draws and densities.
     """
 
-    has_rsample = True
-    parameter_dims = {"zero": 1}
-
     def __init__(self, d: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None, validate_args: bool | None = None) -> None:
-        self.zero = torch.zeros(Torus(d).d, dtype=dtype, device=device)
-        super().__init__(Torus(d), (), validate_args)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        return torch.full_like(value[..., 0], -self.manifold.log_volume).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
-
-    def _draw(self, shape: torch.Size) -> Tensor:
-        return self.manifold.random_uniform(shape[:-1], self.zero.dtype, self.zero.device)
+        super().__init__(Torus(d), dtype, device, validate_args)
 
 
 class Uniform(nn.Module):

@@ -63,6 +63,25 @@ class ManifoldDistribution(dist.TorchDistribution):
         raise NotImplementedError
 
 
+class UniformOn(ManifoldDistribution):
+    """The uniform distribution on a manifold of finite measure."""
+
+    has_rsample = True
+    parameter_dims: ClassVar[dict[str, int]] = {"zero": 1}
+
+    def __init__(self, manifold: Manifold, dtype: torch.dtype | None, device: torch.device | str | None, validate_args: bool | None) -> None:
+        self.zero = torch.zeros(manifold.size, dtype=dtype, device=device)
+        super().__init__(manifold, (), validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return torch.full_like(value[..., 0], -self.manifold.log_volume).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        return self.manifold.random_uniform(shape[:-1], self.zero.dtype, self.zero.device)
+
+
 def together(name: str, parameters: Mapping[str, tuple[Tensor | float, int]]) -> tuple[list[Tensor], torch.Size]:
     """Parameters, given with how many dimensions each has, broadcast to one batch shape and dtype; and that shape."""
     given = [value for value, _ in parameters.values() if isinstance(value, Tensor)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ..numerics import log_bessel
-from .distribution import ManifoldDistribution, require, together
+from .distribution import ManifoldDistribution, UniformOn, require, together
 from .geometry import Sphere
 from .sphere_maps import dot, unit
 from .transform import widened
@@ -18,7 +18,7 @@ from .transform import widened
 __all__ = ["UniformSphere", "VonMisesFisher", "PowerSpherical"]
 
 
-class UniformSphere(ManifoldDistribution):
+class UniformSphere(UniformOn):
     r"""The uniform distribution on the sphere :math:`S^{n-1}`: log density :math:`-\log\Omega_n` under surface measure.
 
     Args:
@@ -30,20 +30,8 @@ class UniformSphere(ManifoldDistribution):
         1.0
     """
 
-    has_rsample = True
-    parameter_dims = {"zero": 1}
-
     def __init__(self, n: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None, validate_args: bool | None = None) -> None:
-        self.zero = torch.zeros(Sphere(n).n, dtype=dtype, device=device)
-        super().__init__(Sphere(n), (), validate_args)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        return torch.full_like(value[..., 0], -self.manifold.log_volume).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
-
-    def _draw(self, shape: torch.Size) -> Tensor:
-        return self.manifold.random_uniform(shape[:-1], self.zero.dtype, self.zero.device)
+        super().__init__(Sphere(n), dtype, device, validate_args)
 
     @property
     def mean(self) -> Tensor:

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError, ShapeError
+from ..errors import OptionError
 from ..nets import MaskedMLP
 from ..nets.mlp import Activation
 from ..transforms import Coupling, Elementwise
+from ..transforms.autoregressive import Ordered
 from ..univariate import Univariate
 from .geometry import Torus
 from .transform import ManifoldTransform, OnManifold
@@ -72,7 +73,7 @@ class TorusCoupling(OnManifold, Coupling):
         return torch.cat([kept.cos(), kept.sin()], -1)
 
 
-class TorusAutoregressive(ManifoldTransform):
+class TorusAutoregressive(ManifoldTransform, Ordered):
     r"""Moves each angle by a map of the circle that depends on cosines and sines of the angles before it.
 
     Args:
@@ -94,9 +95,6 @@ class TorusAutoregressive(ManifoldTransform):
     Reference: Normalizing flows on tori and spheres (Rezende et al., 2020), https://arxiv.org/abs/2002.02428
     """
 
-    order: Tensor
-    back: Tensor
-
     def __init__(
         self,
         univariate: Univariate,
@@ -108,20 +106,10 @@ class TorusAutoregressive(ManifoldTransform):
         activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__(Torus(dim), context_dim)
-        if direction not in ("density", "sampling"):
-            raise OptionError(f'TorusAutoregressive: direction must be "density" or "sampling", got {direction!r}')
-        order = torch.arange(dim) if order is None else order
-        if order.shape != (dim,) or not torch.equal(order.sort().values.cpu(), torch.arange(dim)):
-            raise ShapeError(f"TorusAutoregressive: order must hold each of 0..{dim - 1} once, got {order.tolist()}")
-        self.univariate, self.direction = _circular("TorusAutoregressive", univariate), direction
-        self.one_pass = "inverse" if direction == "density" else "forward"
-        self.register_buffer("order", order)
-        self.register_buffer("back", order.argsort())
+        self._arrange(dim, direction, order)
+        self.univariate = _circular("TorusAutoregressive", univariate)
         # Each angle is two inputs, its cosine and its sine; the outputs of the first of them, which see all angles before it, are its parameters.
         self.net = MaskedMLP(2 * dim, univariate.num_params, hidden_features, context_dim, activation)
-
-    def extra_repr(self) -> str:
-        return f"{self.univariate}, {super().extra_repr()}, direction={self.direction!r}, order={self.order.tolist()}"
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._map(x, context, "forward", self.direction == "sampling")

@@ -21,7 +21,31 @@ __all__ = ["Autoregressive"]
 _LARGE = 2**16  # products in a pass, for each coordinate, from which passes cost their arithmetic
 
 
-class Autoregressive(FlowTransform):
+class Ordered(FlowTransform):
+    """A part of transforms that move coordinates in an order: the order, and the direction that takes one pass."""
+
+    univariate: Univariate
+    direction: str
+    order: Tensor
+    back: Tensor
+
+    def _arrange(self, dim: int, direction: str, order: Tensor | None) -> None:
+        """Say in which order coordinates move, by default ``0, 1, .., D-1``, and which direction takes one pass."""
+        name = type(self).__name__
+        if direction not in ("density", "sampling"):
+            raise OptionError(f'{name}: direction must be "density" or "sampling", got {direction!r}')
+        order = torch.arange(dim) if order is None else order
+        if order.shape != (dim,) or not torch.equal(order.sort().values.cpu(), torch.arange(dim)):
+            raise ShapeError(f"{name}: order must hold each of 0..{dim - 1} once, got {order.tolist()}")
+        self.direction, self.one_pass = direction, "inverse" if direction == "density" else "forward"
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+
+    def extra_repr(self) -> str:
+        return f"{self.univariate}, {super().extra_repr()}, direction={self.direction!r}, order={self.order.tolist()}"
+
+
+class Autoregressive(Ordered):
     r"""Moves each coordinate by a map that the coordinates before it determine.
 
     .. math:: y_i = f(x_i; \theta_i), \qquad \theta_i = \mathrm{net}(v_{<i}, c)
@@ -52,9 +76,6 @@ class Autoregressive(FlowTransform):
     Improved variational inference with inverse autoregressive flow (Kingma et al., 2016), https://arxiv.org/abs/1606.04934
     """
 
-    order: Tensor
-    back: Tensor
-
     def __init__(
         self,
         univariate: Univariate,
@@ -67,19 +88,9 @@ class Autoregressive(FlowTransform):
         residual: bool = False,
     ) -> None:
         super().__init__(dim, context_dim)
-        if direction not in ("density", "sampling"):
-            raise OptionError(f'Autoregressive: direction must be "density" or "sampling", got {direction!r}')
-        order = torch.arange(dim) if order is None else order
-        if order.shape != (dim,) or not torch.equal(order.sort().values.cpu(), torch.arange(dim)):
-            raise ShapeError(f"Autoregressive: order must hold each of 0..{dim - 1} once, got {order.tolist()}")
-        self.univariate, self.direction = univariate, direction
-        self.one_pass = "inverse" if direction == "density" else "forward"
-        self.register_buffer("order", order)
-        self.register_buffer("back", order.argsort())
+        self.univariate = univariate
+        self._arrange(dim, direction, order)
         self.net = MaskedMLP(dim, univariate.num_params, hidden_features, context_dim, activation, residual)
-
-    def extra_repr(self) -> str:
-        return f"{self.univariate}, {super().extra_repr()}, direction={self.direction!r}, order={self.order.tolist()}"
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._map(x, context, self.univariate.forward, self.direction == "sampling")
