@@ -36,7 +36,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "flow matching": {"objective": "flow_matching", "max_steps": 15_000, "lr": 5e-3},
     "flow matching, paired": {"objective": "flow_matching", "coupling": "ot", "max_steps": 4000, "batch_size": 256, "lr": 5e-3},
 }
-PENALTIES = (0.0, 0.02)
+PENALTIES = (0.0, 0.02, 0.05)
 RNODE = {"max_steps": 600, "batch_size": 256, "lr": 5e-3}
 TIMED = {"rtol": 1e-5, "atol": 1e-6}
 BATCH = 512
