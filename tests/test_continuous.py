@@ -59,6 +59,7 @@ NETS = {
     "one-layer": lambda dim, context: VelocityMLP(dim, context, (8,), "softplus", "concat"),
     "two-layers": lambda dim, context: VelocityMLP(dim, context, (8, 7)),
     "three-layers": lambda dim, context: VelocityMLP(dim, context, (8, 7, 6), "silu"),
+    "narrow-potential": lambda dim, context: PotentialNet(dim, context, 2),
     "potential": lambda dim, context: PotentialNet(dim, context, 8),
     "autoregressive": lambda dim, context: AutoregressiveVelocity(dim, context, (8, 8), 3),
     "plain": Plain,
@@ -349,6 +350,7 @@ def test_bad_options_are_refused():
         lambda: PotentialNet(2, hidden_features=(8, 8)),
         lambda: AutoregressiveVelocity(2, units=0),
         lambda: pf.flows.cnf(2, net="transformer"),
+        lambda: pf.flows.cnf(2, net="potential", hidden_features=()),
         lambda: pf.flows.cnf(2, augment=-1),
         lambda: pf.flows.cnf(2, compile=True),
         lambda: ContinuousFlow(2, torch.tanh),
@@ -367,12 +369,15 @@ def test_a_net_of_the_wrong_size_is_refused():
 
 
 def test_an_exact_trace_has_a_budget():
-    for net in (Plain(200), VelocityMLP(200, hidden_features=(4, 4, 4))):
+    for net in (Plain(200), VelocityMLP(200, hidden_features=(4, 4, 4)), PotentialNet(200, hidden_features=150)):
         with pytest.raises(OptionError, match="hutchinson"):
             ContinuousFlow(200, net)
         ContinuousFlow(200, net, trace="hutchinson")
     for net in (None, AutoregressiveVelocity(200, hidden_features=(4,)), PotentialNet(200, hidden_features=4)):
-        assert ContinuousFlow(200, net, solver="rk4", steps=1).forward_and_ladj(torch.zeros(2, 200))[1].shape == (2,)
+        flow = ContinuousFlow(200, net, solver="rk4", steps=1)
+        assert flow.forward_and_ladj(torch.zeros(2, 200))[1].shape == (2,)
+        with pytest.raises(OptionError, match="norm.*hutchinson"):
+            flow.regularization(torch.zeros(2, 200))
 
 
 @pytest.mark.parametrize("options", [{}, {"adjoint": True}, {"solver": "rk4"}, {"solver": "rk4", "adjoint": True}, {"checkpoint": 2}], ids=str)
@@ -390,6 +395,25 @@ def test_a_step_that_underflows():
     jump = ContinuousFlow(2, Field(lambda t, x: 1 / (x - 1).abs() ** 3), rtol=1e-9, atol=1e-9)  # arrives at 1 with infinite speed
     with pytest.raises(IntegrationError, match="shrunk to nothing at time|steps"):
         jump.forward_and_ladj(torch.zeros(1, 2, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("options", [{"adjoint": True}, {"checkpoint": 2}, {"solver": "rk4", "checkpoint": 2}], ids=str)
+def test_replaced_parameters_have_no_silent_gradient(options):
+    """The backward pass evaluates the net again, by then with its own parameters: that gave zeros."""
+    flow, x = flow_of("two-layers", **options), points(4, 3)
+    new = {name: (p.detach() + 0.1).requires_grad_() for name, p in flow.named_parameters()}
+    loss = functional_call(flow, new, (x,)).sum()
+    with pytest.raises(CaptureError, match="adjoint=False"):
+        loss.backward()
+    flow.forward_and_ladj(x)[1].sum().backward()
+    assert all(p.grad is not None for p in flow.parameters())
+
+
+def test_a_score_and_a_probe_are_for_their_flows():
+    with pytest.raises(ShapeError, match="context"):
+        flow_of("two-layers", context_dim=2, solver="rk4").forward_with_score(points(4, 3), points(4, 3))
+    with pytest.raises(OptionError, match="exact"):
+        flow_of("two-layers").solve(points(4, 3), probe=points(4, 3))
 
 
 def test_what_graphs_and_function_transforms_refuse():
@@ -424,8 +448,11 @@ def test_check_ode():
     assert check_ode(pf.flows.cnf(2, context_dim=1), x, torch.zeros(200, 1)).verdict == "good"
     with pytest.raises(OptionError):
         check_ode(pf.flows.realnvp(2), x)
-    with pytest.raises(ShapeError):
-        check_ode(flow, x[:, :1])
+    for wrong in (x[:, :1], x[:0]):
+        with pytest.raises(ShapeError):
+            check_ode(flow, wrong)
+    other = pf.Flow(2, perturbed(ContinuousFlow(2), 0.3).float().inv)
+    assert check_ode(other, x).verdict == "good"
 
 
 def test_tolerances_below_rounding_are_raised_to_it():

@@ -13,6 +13,7 @@ from ..errors import OptionError, ShapeError
 from ..numerics import draw_probe
 from ..transforms import ContinuousFlow
 from ..transforms.compose import layers_of
+from ..transforms.continuous import continuous_in
 
 __all__ = ["OdeCheck", "check_ode"]
 
@@ -92,11 +93,11 @@ def check_ode(flow: Flow, x: Tensor, context: Tensor | None = None) -> OdeCheck:
     """
     if isinstance(flow, ContinuousFlow):
         flow = Flow(flow.dim, flow)
-    layers = [m for m in layers_of(flow.transform) if isinstance(m, ContinuousFlow)] if isinstance(flow, Flow) else []
+    layers = [found[0] for m in layers_of(flow.transform) if (found := continuous_in(m))] if isinstance(flow, Flow) else []
     if not layers:
         raise OptionError("check_ode: flow must be a Flow with ContinuousFlow layers, such as pf.flows.cnf(dim), or such a layer")
-    if x.dim() != 2 or x.shape[1] != flow.transform.dim:
-        raise ShapeError(f"check_ode: x must have shape (N, {flow.transform.dim}), got {tuple(x.shape)}")
+    if x.dim() != 2 or x.shape[1] != flow.transform.dim or not len(x):
+        raise ShapeError(f"check_ode: x must have shape (N, {flow.transform.dim}) with N > 0, got {tuple(x.shape)}")
     fine = copy.deepcopy(flow).double()
     for layer in (m for m in fine.modules() if isinstance(m, ContinuousFlow)):
         s = layer.solver
@@ -114,10 +115,10 @@ def _score(flow: Flow, x: Tensor, context: Tensor | None, probes: list[Tensor | 
     left, total, evaluations = list(probes), x.new_zeros(x.shape[:-1]), 0
     for part in reversed(layers_of(flow.transform)):
         given = context if part.context_dim else None
-        if isinstance(part, ContinuousFlow):
-            probe = left.pop()
-            found = part.solve(x, given, inverse=True, probe=None if probe is None else probe.to(x))
-            x, ladj, evaluations = found.value, found.ladj, evaluations + found.evaluations
+        if found := continuous_in(part):
+            (layer, backwards), probe = found, left.pop()
+            solved = layer.solve(x, given, inverse=not backwards, probe=None if probe is None else probe.to(x))
+            x, ladj, evaluations = solved.value, solved.ladj, evaluations + solved.evaluations
         else:
             x, ladj = part.inverse_and_ladj(x, given)
         total = total + ladj

@@ -14,7 +14,10 @@ from torch.distributions import constraints
 from ..errors import IntractableError, OptionError, ShapeError
 from ..nets import MLP
 from ..transforms import Compose, Standardize
+from ..univariate.affine import soft_clamp
 from .flow import Flow, FlowDistribution, standardization
+
+_LOG_SCALE_BOUND = 8.0  # of q(a | x): far from the data its net would give scales of zero or infinity
 
 __all__ = ["AugmentedDistribution", "AugmentedFlow"]
 
@@ -130,7 +133,7 @@ class AugmentedFlow(Flow):
             batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
             x = torch.cat([x.expand(*batch, -1), context.expand(*batch, -1)], -1)
         loc, log_scale = self.encoder(x).chunk(2, -1)
-        return loc, log_scale
+        return loc, soft_clamp(log_scale, _LOG_SCALE_BOUND)
 
     def carry(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Where points go that start with zeros in the extra coordinates, ``(*batch, dim) -> (*batch, dim)``: a map that need not be invertible."""

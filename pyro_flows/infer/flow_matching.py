@@ -13,6 +13,7 @@ from ..errors import OptionError
 from ..numerics.assignment import near_optimal_assignment
 from ..transforms import ContinuousFlow, FlowTransform
 from ..transforms.compose import layers_of
+from ..transforms.continuous import continuous_in
 from .rows import Rows
 
 __all__ = ["COUPLINGS", "FlowMatching"]
@@ -23,6 +24,7 @@ COUPLINGS = ("independent", "ot")
 class _Sides(NamedTuple):
     before: list[FlowTransform]
     flow: ContinuousFlow
+    backwards: bool
     after: list[FlowTransform]
 
 
@@ -36,7 +38,7 @@ class FlowMatching:
     paths cross less, and are straighter.
 
     Args:
-        flow: one :class:`~pyro_flows.transforms.ContinuousFlow`, and around it only layers without parameters to learn.
+        flow: one :class:`~pyro_flows.transforms.ContinuousFlow`, or the inverse of one, and around it only layers without parameters to learn.
         coupling: ``"independent"`` or ``"ot"``.
 
     Raises:
@@ -55,7 +57,7 @@ class FlowMatching:
 
     def loss(self, rows: Rows, share: Callable[[Tensor], Tensor] = lambda index: index) -> Tensor:
         """The loss of each row, with fresh times and base draws; of those that ``share`` picks, the pairs being made among all."""
-        before, flow, after = self.sides
+        before, flow, backwards, after = self.sides
         with torch.no_grad():
             x, context = rows.x, rows.context
             for part in reversed(after):
@@ -69,21 +71,23 @@ class FlowMatching:
             t = torch.rand(len(x), 1).to(x)
             mine = share(torch.arange(len(x), device=x.device))
             x, z, t, context = x[mine], z[mine], t[mine], None if context is None else context[mine]
-            place, wanted = flow.between(z, x, t)
+            place, wanted = flow.between(x, z, t) if backwards else flow.between(z, x, t)
         return ((flow.velocity(t, place, context) - wanted) ** 2).sum(-1)
 
 
 def _sides(flow: Flow) -> _Sides:
     parts = layers_of(flow.transform)
-    places = [i for i, part in enumerate(parts) if isinstance(part, ContinuousFlow)]
+    places = [i for i, part in enumerate(parts) if continuous_in(part)]
     if len(places) != 1:
         raise OptionError(
             f'objective="flow_matching" trains the velocity of one ContinuousFlow, and this flow has {len(places)}: use pf.flows.cnf(dim), or '
             'objective="likelihood"'
         )
-    others: list[nn.Module] = [flow.base, *(part for part in parts if not isinstance(part, ContinuousFlow))]
+    others: list[nn.Module] = [flow.base, *(part for part in parts if not continuous_in(part))]
     learned = [type(m).__name__ for m in others if any(p.requires_grad for p in m.parameters())]
     if learned or flow.dim != flow.transform.dim:
         what = f"{', '.join(learned)} would stay as it is" if learned else "an augmented flow also has an encoder"
         raise OptionError(f'objective="flow_matching" trains a ContinuousFlow alone, and {what}: use objective="likelihood"')
-    return _Sides(parts[: places[0]], parts[places[0]], parts[places[0] + 1 :])  # type: ignore[arg-type]
+    flow_and_way = continuous_in(parts[places[0]])
+    assert flow_and_way
+    return _Sides(parts[: places[0]], *flow_and_way, parts[places[0] + 1 :])

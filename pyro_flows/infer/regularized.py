@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..distributions import Flow
 from ..errors import OptionError
-from ..transforms import ContinuousFlow
 from ..transforms.compose import layers_of
+from ..transforms.continuous import continuous_in
 from .rows import Rows
 
 __all__ = ["Regularized"]
@@ -33,11 +33,10 @@ class Regularized:
             if not 0 <= weight < math.inf:
                 raise OptionError(f"{name} must be a weight, not negative, got {weight}")
         parts = layers_of(flow.transform)
-        fits = flow.dim == flow.transform.dim and any(isinstance(part, ContinuousFlow) for part in parts)
+        fits = flow.dim == flow.transform.dim and any(continuous_in(part) for part in parts)
         if (kinetic or jacobian) and not fits:
-            raise OptionError(
-                "kinetic= and jacobian= weigh the paths of a ContinuousFlow, which this flow has not: use pf.flows.cnf(dim), or leave them at 0"
-            )
+            why = "this flow has none" if flow.dim == flow.transform.dim else "an augmented flow trains by a bound, which knows no penalty"
+            raise OptionError(f"kinetic= and jacobian= weigh the paths of a ContinuousFlow, and {why}: use pf.flows.cnf(dim), or leave them at 0")
         self.flow, self.parts, self.kinetic, self.jacobian = flow, parts, kinetic, jacobian
 
     def __bool__(self) -> bool:
@@ -48,10 +47,11 @@ class Regularized:
         z, penalty, ladj = rows.x, rows.x.new_zeros(()), rows.x.new_zeros(())
         for part in reversed(self.parts):
             context = rows.context if part.context_dim else None
-            if isinstance(part, ContinuousFlow):
-                found = part.regularization(z, context)
-                z, step = found.value, found.ladj
-                penalty = penalty + self.kinetic * found.kinetic + self.jacobian * found.jacobian
+            if found := continuous_in(part):
+                layer, backwards = found
+                solved = layer.solve(z, context, inverse=not backwards, regularize=True)
+                z, step = solved.value, solved.ladj
+                penalty = penalty + self.kinetic * solved.kinetic + self.jacobian * solved.jacobian
             else:
                 z, step = part.inverse_and_ladj(z, context)
             ladj = ladj + step

@@ -26,7 +26,8 @@ class PotentialNet(nn.Module):
         context_dim: size of a context; 0 for none.
         hidden_features: width :math:`m` of both hidden layers.
 
-    Shape: as :class:`~pyro_flows.nets.VelocityMLP`. Starts at zero. Cost: two passes; with the trace ``D`` products with the second layer's matrix.
+    Shape: as :class:`~pyro_flows.nets.VelocityMLP`. Starts at zero. Cost: two passes; with the trace :math:`\min(D, m)` products more with a
+    square matrix of size :math:`m`.
 
     Reference: OT-Flow: fast and accurate continuous normalizing flows via optimal transport (Onken et al., 2021),
     https://arxiv.org/abs/2006.00104
@@ -58,10 +59,32 @@ class PotentialNet(nn.Module):
     def forward(self, t: Time, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self._parts(t, x, context)[3]
 
-    def velocity_and_trace(self, t: Time, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The velocity ``(*batch, D)``, and the trace of its Jacobian ``(*batch,)``."""
+    def products(self, t: Time, x: Tensor, directions: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The velocity ``(*batch, D)``, and the Jacobian times each of the directions ``(K, *batch, D)``."""
         first, second, back, velocity = self._parts(t, x, context)
-        outer = ((1 - first**2) * back * (self.first.weight**2).sum(-1)).sum(-1)
-        through = F.linear(first.unsqueeze(-2) * self.first.weight.mT, self.second.weight)  # (*batch, D, m): how the second layer moves
-        inner = ((1 - second**2) * self.weight * (through**2).sum(-2)).sum(-1)
+        moved = F.linear(directions, self.first.weight)
+        pulled = ((1 - second**2) * self.weight * F.linear(first * moved, self.second.weight)) @ self.second.weight
+        symmetric = (self.quadratic + self.quadratic.mT) / 2
+        return velocity, ((1 - first**2) * back * moved + first * pulled) @ self.first.weight + directions @ symmetric
+
+    @property
+    def trace_products(self) -> int:
+        """How many products with a matrix of the second layer's size :meth:`velocity_and_trace` costs."""
+        return min(self.first.in_features, self.first.out_features)
+
+    def velocity_and_trace(self, t: Time, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""The velocity ``(*batch, D)``, and the trace of its Jacobian ``(*batch,)``.
+
+        The second layer's share is :math:`\sum_k w_k \sigma''_k \|K_0^\top r_k\|^2`, where :math:`r_k` is row :math:`k` of :math:`K_1` times the
+        slopes of the first layer: found by coordinates, or in a high dimension by :math:`r_k^\top (K_0 K_0^\top) r_k`.
+        """
+        first, second, back, velocity = self._parts(t, x, context)
+        weight = self.first.weight
+        outer = ((1 - first**2) * back * (weight**2).sum(-1)).sum(-1)
+        if weight.shape[1] <= weight.shape[0]:
+            length = (F.linear(first.unsqueeze(-2) * weight.mT, self.second.weight) ** 2).sum(-2)
+        else:
+            rows = first.unsqueeze(-2) * self.second.weight  # (*batch, m, m)
+            length = ((rows @ (weight @ weight.mT)) * rows).sum(-1)
+        inner = ((1 - second**2) * self.weight * length).sum(-1)
         return velocity, outer + inner + self.quadratic.diagonal().sum()

@@ -123,9 +123,9 @@ class VelocityMLP(nn.Module):
         return last(x, t, context)[0], F.linear(directions, last.linear.weight)  # type: ignore[union-attr, arg-type]
 
     @property
-    def trace_is_free(self) -> bool:
-        """Whether :meth:`velocity_and_trace` takes one pass, and not ``D`` more."""
-        return len(self.layers) <= 3
+    def trace_products(self) -> int:
+        """How many products of the Jacobian :meth:`velocity_and_trace` costs: none, or ``D`` with more than two hidden layers."""
+        return 0 if len(self.layers) <= 3 else self.layers[0].linear.in_features  # type: ignore[union-attr, return-value]
 
     def velocity_and_trace(self, t: Time, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The velocity ``(*batch, D)``, and the trace of its Jacobian ``(*batch,)``.
@@ -135,7 +135,7 @@ class VelocityMLP(nn.Module):
 
         .. math:: \operatorname{tr}(W_3 \operatorname{diag}(s_2) W_2 \operatorname{diag}(s_1) W_1) = s_2^\top (W_2 \circ (W_1 W_3)^\top)\, s_1
         """
-        if not self.trace_is_free:
+        if self.trace_products:
             found = exact_divergence(lambda x, directions: self.products(t, x, directions, context), x)
             return found.value, found.trace
         *hidden, last = self.layers

@@ -126,6 +126,7 @@ def integrate(f: Field, state: Tensor, start: float, end: float, solver: Solver,
 
 
 def _solve(f: _Watched, state: Tensor, start: float, end: float, solver: Solver, steps: int, parameters: Sequence[Tensor] = ()) -> Tensor:
+    f.steps = 0
     if not state.numel():  # nothing to measure an error by
         return _fixed(f, state, start, end, "euler", 1)
     if solver.is_fixed and not solver.adjoint:

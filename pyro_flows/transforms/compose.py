@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..errors import OptionError, ShapeError, SupportError
-from .base import FlowTransform
+from .base import FlowTransform, Inverse
 
 __all__ = ["Compose", "layers_of"]
 
@@ -69,7 +69,9 @@ class Compose(FlowTransform):
 
 
 def layers_of(transform: FlowTransform) -> list[FlowTransform]:
-    """The transforms that a transform is composed of, base to target, with compositions taken apart at every depth."""
+    """The transforms that a transform is composed of, base to target, with compositions, and inverses of them, taken apart at every depth."""
+    if isinstance(transform, Inverse) and isinstance(transform.transform, Compose):
+        return [layer.inv for layer in reversed(layers_of(transform.transform))]
     if not isinstance(transform, Compose):
         return [transform]
     return [layer for part in transform.parts for layer in layers_of(part)]  # type: ignore[arg-type]

@@ -9,16 +9,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError, ShapeError
+from ..errors import CaptureError, OptionError, ShapeError
 from ..nets import VelocityMLP
 from ..nets.velocity import Time
 from ..numerics import Divergence, Solver, draw_probe, estimated_divergence, exact_divergence, integrate, reverse_products
+from ..numerics.introspection import tensors_of
 from ..numerics.trace import NOISES
-from .base import FlowTransform
+from .base import FlowTransform, Inverse
 
-__all__ = ["ContinuousFlow", "Solution"]
+__all__ = ["ContinuousFlow", "Solution", "continuous_in"]
 
-EXACT_PRODUCTS = 128  # Jacobian products an evaluation that an exact trace may cost
+EXACT_PRODUCTS = 128  # that an exact trace may cost an evaluation, which then takes some hundred times as long as the net alone
 
 
 class Solution(NamedTuple):
@@ -50,10 +51,11 @@ class ContinuousFlow(FlowTransform):
         dim: number of coordinates :math:`D`.
         net: the velocity, a module with ``net(t, x)``, or ``net(t, x, context)`` for a conditional flow, where ``t`` is a number or a tensor that
             broadcasts to ``(*batch, 1)``. By default a :class:`~pyro_flows.nets.VelocityMLP`. A net may know its own trace
-            (``velocity_and_trace``) or its own Jacobian products (``products``), as those of :mod:`pyro_flows.nets` do; else they are found by
-            vjps.
+            (``velocity_and_trace``, and ``trace_products`` where that is not free) or its own Jacobian products (``products``), as those of
+            :mod:`pyro_flows.nets` do; else they are found by vjps.
         context_dim: size of the context :math:`c`; 0 for none.
-        trace: ``"exact"``, at the cost of ``D`` products of the Jacobian an evaluation where the net does not know it, or ``"hutchinson"``: one
+        trace: ``"exact"``, at the cost of ``D`` products of the Jacobian an evaluation where the net does not know it (a
+            :class:`~pyro_flows.nets.PotentialNet` takes no more than its width), or ``"hutchinson"``: one
             product, with noise. The log-det is then an unbiased estimate, and a density is random.
         noise: of Hutchinson's estimate, see :func:`~pyro_flows.numerics.draw_probe`: one direction a point, the same along the whole path, drawn
             anew in each call from torch's generator.
@@ -67,7 +69,8 @@ class ContinuousFlow(FlowTransform):
     Cost: an evaluation of net and trace a stage: four a step of ``"rk4"``, six of ``"dopri5"``. Starts at the identity where the net starts at zero.
 
     Raises:
-        OptionError: options that are not known, or an exact trace that would take more than 128 products an evaluation.
+        OptionError: options that are not known, or an exact trace, or with it a Jacobian penalty, that would take more than 128 products an
+            evaluation.
         ShapeError: a net that gives another size.
         IntegrationError: the solver did not arrive: at which time, and where.
 
@@ -104,16 +107,14 @@ class ContinuousFlow(FlowTransform):
         self.solver = Solver(solver, steps, rtol, atol, adjoint, checkpoint)
         self.net = VelocityMLP(dim, context_dim) if net is None else net
         self.trace, self.noise = trace, noise
-        if trace == "exact" and dim > EXACT_PRODUCTS and not self._trace_is_free:
+        products = getattr(self.net, "trace_products", 0 if hasattr(self.net, "velocity_and_trace") else dim)
+        if trace == "exact" and products > EXACT_PRODUCTS:
             raise OptionError(
-                f"ContinuousFlow: an exact trace in {dim} dimensions takes {dim} products of the Jacobian an evaluation, more than {EXACT_PRODUCTS}: "
-                'use trace="hutchinson", or a net that knows its trace: a VelocityMLP of two hidden layers, AutoregressiveVelocity, PotentialNet'
+                f"ContinuousFlow: an exact trace of {type(self.net).__name__} in {dim} dimensions takes {products} products an evaluation, more than "
+                f'{EXACT_PRODUCTS}: use trace="hutchinson", or a net that knows its trace: a VelocityMLP of two hidden layers, an '
+                f"AutoregressiveVelocity, or a PotentialNet of width {EXACT_PRODUCTS} or less"
             )
         self._check_net()
-
-    @property
-    def _trace_is_free(self) -> bool:
-        return getattr(self.net, "trace_is_free", hasattr(self.net, "velocity_and_trace"))
 
     def _check_net(self) -> None:
         if not isinstance(self.net, nn.Module):
@@ -159,7 +160,12 @@ class ContinuousFlow(FlowTransform):
             inverse: whether to run from 1 to 0.
             regularize: whether to integrate :attr:`Solution.kinetic` and :attr:`Solution.jacobian` as well.
             probe: the random directions of Hutchinson's estimate, ``(*batch, D)``, in place of fresh ones.
+
+        Raises:
+            OptionError: a ``probe`` where the trace is exact.
         """
+        if probe is not None and self.trace == "exact":
+            raise OptionError('ContinuousFlow: probe= is the noise of trace="hutchinson", and this trace is exact')
         value, context = self._check(value, context)
         start, end = (1.0, 0.0) if inverse else (0.0, 1.0)
         return self._solve(value, context, start, end, regularize, probe)
@@ -197,6 +203,7 @@ class ContinuousFlow(FlowTransform):
 
         Reference: Path-gradient estimators for continuous normalizing flows (Vaitl et al., 2022), https://arxiv.org/abs/2206.09016
         """
+        x, _ = self._check(x, None)
         dim, divergence = self.dim, self._divergence(None, self._probe(x))
 
         def field(t: Time, state: Tensor) -> Tensor:
@@ -205,8 +212,24 @@ class ContinuousFlow(FlowTransform):
             return torch.cat([velocity, trace.unsqueeze(-1), -pull((s, torch.ones_like(trace)))[0]], -1)
 
         state = torch.cat([x, torch.zeros_like(x[..., :1]), score], -1)
-        state = integrate(field, state, 0.0, 1.0, self.solver, tuple(self.net.parameters()))[0]
+        state = integrate(self._held(field), state, 0.0, 1.0, self.solver, tuple(self.net.parameters()))[0]
         return state[..., :dim], state[..., dim], state[..., dim + 1 :]
+
+    def _held(self, field: Callable[[Time, Tensor], Tensor]) -> Callable[[Time, Tensor], Tensor]:
+        """A field that the backward pass evaluates again, if it does, which then must have the parameters of the forward one."""
+        if not (self.solver.adjoint or self.solver.checkpoint):
+            return field
+        own = tensors_of(self.net)
+
+        def held(t: Time, state: Tensor) -> Tensor:
+            if any(a is not b for a, b in zip(own, tensors_of(self.net), strict=True)):
+                raise CaptureError(
+                    "the net's parameters were replaced since the forward solve, as by torch.func.functional_call, so the adjoint or a checkpoint "
+                    "would differentiate another net: use adjoint=False and checkpoint=0"
+                )
+            return field(t, state)
+
+        return held
 
     def _probe(self, x: Tensor) -> Tensor | None:
         return draw_probe(self.noise, x) if self.trace == "hutchinson" else None
@@ -230,6 +253,11 @@ class ContinuousFlow(FlowTransform):
     def _solve(
         self, value: Tensor, context: Tensor | None, start: float, end: float, regularize: bool = False, probe: Tensor | None = None
     ) -> Solution:
+        if regularize and self.trace == "exact" and self.dim > EXACT_PRODUCTS:
+            raise OptionError(
+                f"ContinuousFlow: the exact norm of a Jacobian in {self.dim} dimensions takes {self.dim} products an evaluation, more than "
+                f'{EXACT_PRODUCTS}: use trace="hutchinson"'
+            )
         probe = self._probe(value) if probe is None else probe
         dim, divergence = self.dim, self._divergence(context, probe, regularize)
 
@@ -242,8 +270,15 @@ class ContinuousFlow(FlowTransform):
 
         state = torch.cat([value, value.new_zeros(value.shape[:-1] + (3 if regularize else 1,))], -1)
         learned = [*self.net.parameters()] + ([] if context is None else [context])
-        state, evaluations = integrate(field, state, start, end, self.solver, learned)
+        state, evaluations = integrate(self._held(field), state, start, end, self.solver, learned)
         value, ladj = state[..., :dim].contiguous(), state[..., dim].contiguous()
         zero = torch.zeros_like(ladj)
         kinetic, jacobian = ((end - start) * state[..., dim + 1], (end - start) * state[..., dim + 2]) if regularize else (zero, zero)
         return Solution(value, ladj, kinetic, jacobian, evaluations)
+
+
+def continuous_in(layer: FlowTransform) -> tuple[ContinuousFlow, bool] | None:
+    """The continuous flow that a layer is, and whether the layer runs it backwards; ``None`` for another layer."""
+    backwards = isinstance(layer, Inverse)
+    flow = layer.transform if isinstance(layer, Inverse) else layer
+    return (flow, backwards) if isinstance(flow, ContinuousFlow) else None
