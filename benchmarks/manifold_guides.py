@@ -30,14 +30,14 @@ DRAWS = 10_000
 
 
 def model(y: Tensor, counts: Tensor) -> None:
-    """Noisy points in some direction, and counts of some composition."""
+    """Noisy points in some direction, and counts of some composition; latent sites may have particles to the left of the plates."""
     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
     x = pyro.sample("x", dist.ProjectedNormal(torch.zeros(3)))
     parts = pyro.sample("parts", dist.Dirichlet(torch.ones(4)))
     with pyro.plate("rows", len(y), dim=-1):
-        pyro.sample("y", dist.Normal(x.unsqueeze(-2), scale.unsqueeze(-1).unsqueeze(-1)).to_event(1), obs=y)
+        pyro.sample("y", dist.Normal(x, scale.unsqueeze(-1)).to_event(1), obs=y)
     with pyro.plate("draws", len(counts), dim=-1):
-        pyro.sample("counts", dist.Categorical(parts.unsqueeze(-2)), obs=counts)
+        pyro.sample("counts", dist.Categorical(parts), obs=counts)
 
 
 def data() -> tuple[Tensor, Tensor]:
