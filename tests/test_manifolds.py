@@ -131,7 +131,9 @@ def test_flows_integrate_to_one(case: ManifoldInstance):
 @pytest.mark.parametrize("name", CIRCLE)
 def test_flows_of_angles_integrate_to_one(name):
     for d, make in ((1, M.TorusElementwise), (2, M.TorusCoupling), (2, M.TorusAutoregressive)):
-        case = ManifoldInstance("", lambda make=make, d=d: make(CIRCLE[name], d), d, manifold=M.Torus(d), param_scale=0.1)
+        # two splines at full strength leave slopes that 7 million points integrate to 4e-6 only
+        gentle = {"param_scale": 0.1} if name == "circular" and d == 2 else {}
+        case = ManifoldInstance("", lambda make=make, d=d: make(CIRCLE[name], d), d, manifold=M.Torus(d), **gentle)
         flow = pf.Flow(M.Uniform(M.Torus(d)), perturbed(case)).double()
         with torch.no_grad():
             if name == "circular" and d == 2:  # a spline has kinks along curves
