@@ -90,7 +90,7 @@ def _two_squares(u: Tensor) -> Tensor:
 
 
 TOYS = {
-    "8gaussians": Toy(_eight_gaussians, 0.5 / 1.414, 2.835),
+    "8gaussians": Toy(_eight_gaussians, 0.5 / 1.414, 2.8319),
     "checkerboard": Toy(_checkerboard, 0.0, math.log(32)),
     "annulus": Toy(_annulus, 0.0, math.log(3 * math.pi)),
     "two squares": Toy(_two_squares, 0.0, math.log(8)),

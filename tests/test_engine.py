@@ -233,3 +233,22 @@ def test_lost_particles_do_not_look_like_progress():
         assert int(dropped) == lost and torch.isfinite(gradient).all() and bool(gradient.any()) == (lost < 8)
         elbos.append(float(elbo))
     assert elbos[0] > elbos[1] > elbos[2] == -torch.inf and spread == torch.inf
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_draw_without_a_density_does_not_spoil_the_gradient(objective):
+    """Leaving out the draws whose value and slope are not numbers gives the gradient of the others alone."""
+    torch.set_default_dtype(torch.float64)
+
+    def broken(x):
+        return -1.5 * x.square().sum(-1) + 0 * (1 - x[..., 0]).sqrt()
+
+    flat_flow = FlatFlow(pf.Flow(2, pf.transforms.Affine(2)))
+    flat, noise = flat_flow.read(), torch.randn(16, 2)
+    noise[::2, 0] = noise[::2, 0].abs() + 1.1
+    noise[1::2, 0] = -noise[1::2, 0].abs()
+    found = build_step(flat_flow, broken, objective, 16)(flat, noise)
+    assert int(found[3]) == 8 and found[0].isfinite().all()
+    if objective != "iwae":  # there a group of eight has half as many weights
+        alone = build_step(flat_flow, broken, objective, 8)(flat, noise[1::2])
+        torch.testing.assert_close(found[0], alone[0])

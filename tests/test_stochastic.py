@@ -10,8 +10,8 @@ from scipy import stats
 from torch import nn
 
 import pyro_flows as pf
-from pyro_flows.distributions import GaussianMixture, StudentT
-from pyro_flows.errors import DtypeError, IntractableError, OptionError, ShapeError
+from pyro_flows.distributions import BoxUniform, GaussianMixture, StudentT
+from pyro_flows.errors import DtypeError, IntractableError, OptionError, ShapeError, SupportError
 from pyro_flows.stochastic import ARLWTA, LWTACoupling, StochasticFlow
 from pyro_flows.transforms import Coupling, LULinear
 from pyro_flows.univariate import Affine, RationalQuadraticSpline
@@ -125,6 +125,22 @@ def test_inverse_given_the_winners_is_exact(name, winners):
     torch.testing.assert_close(log_p, found.log_prob)
     if winners == "map":
         assert bool((found.log_prob >= path.log_prob - 1e-9).all())
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_most_probable_path_is_that_of_all_layers_together(name):
+    flow = perturbed(FLOWS[name](), 1.0)
+    x = flow().sample((300,))
+    torch.testing.assert_close(flow().inverse(x, "map").log_prob, flow().log_prob_paths(x).log_prob.amax(-1))
+
+
+def test_no_path_leads_to_a_point_of_density_zero():
+    flow = StochasticFlow(BoxUniform(2), [LWTACoupling(2, 2, moved=FIRST, **SMALL), LULinear(2)])
+    x = torch.cat([flow().sample((3,)), torch.full((2, 2), 50.0)])
+    for winners in ("sample", "map"):
+        with pytest.raises(SupportError, match="2 of 5 points have density zero"):
+            flow().inverse(x, winners)
+        assert flow().inverse(x[:3], winners).log_prob.isfinite().all()
 
 
 def _homogeneity(first, second):

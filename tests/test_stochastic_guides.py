@@ -141,6 +141,23 @@ def test_steps_of_flow_vi(name, objective):
     assert tempered.item() > elbo.item()
 
 
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("objective", ["path", "elbo"])
+def test_a_draw_without_a_density_does_not_spoil_the_gradient(name, objective):
+    torch.set_default_dtype(torch.float64)
+
+    def broken(x):  # above the cliff neither the value nor the slope is a number
+        return target(x) + 0 * (1.5 - x[..., 0]).sqrt()
+
+    guide = guide_of(name)
+    noise = torch.cat([torch.randn(400, 2), torch.ones(400, 1)], 1)
+    flat_flow, step = build_stochastic_step(guide.flow, broken, objective)
+    gradient, elbo, _, dropped = step(flat_flow.read(), noise)
+    assert int(dropped) > 0
+    assert gradient.isfinite().all() and gradient.abs().max().item() > 0
+    assert elbo.isfinite()
+
+
 def test_stock_elbos_with_continuous_indices():
     options = {"num_particles": 5, "vectorize_particles": True}
     every = [Trace_ELBO(), Trace_ELBO(**options), TraceMeanField_ELBO(**options), RenyiELBO(**options), TraceGraph_ELBO(**options)]

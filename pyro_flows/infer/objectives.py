@@ -17,7 +17,7 @@ from ..stochastic import StochasticFlow
 from ..transforms import Standardize
 from .scores import has_fixed_points, push_score
 
-__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective", "finish"]
+__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective", "finish", "slopes_and_values"]
 
 LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
@@ -108,7 +108,7 @@ class FlatFlow:
         return x, self.flow.base().log_prob(noise) - ladj
 
 
-def _slopes_and_values(function: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
+def slopes_and_values(function: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients ``(N, d)`` and values ``(N,)`` of a function at each of N points."""
     values, pull = vjp(function, x)  # type: ignore[misc]
     return pull(torch.ones_like(values))[0], values
@@ -142,7 +142,7 @@ def finish(gradient: Tensor, mean: Tensor, spread: Tensor, lost: Tensor, dropped
 
 def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
     """Sticking the landing: only the path through the draws carries gradient, so at q = p it has no variance."""
-    start, log_base = _slopes_and_values(flat_flow.flow.base().log_prob, noise)
+    start, log_base = slopes_and_values(flat_flow.flow.base().log_prob, noise)
 
     def draw(parameters: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x, ladj, score = flat_flow.apply(parameters, "push", noise, start)
@@ -153,7 +153,7 @@ def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, no
         x, pull = vjp(lambda parameters: flat_flow.apply(parameters, "forward", noise)[0], parameters)  # type: ignore[misc]
     else:
         x, pull, (log_q, score) = vjp(draw, parameters, has_aux=True)  # type: ignore[misc]
-    slope, log_p = _slopes_and_values(log_joint, x)
+    slope, log_p = slopes_and_values(log_joint, x)
     rows, gap = score - slope, log_q - log_p
     rows, sound = _clean(gap, rows)
     return _output(flat_flow.flatten(pull(rows / sound.sum().clamp(min=1))[0]), gap, sound)
@@ -163,14 +163,14 @@ def _total(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., StepOutput
     """A step with the total gradient of a loss of (log p, log q) at reparameterised draws."""
 
     def step(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
-        def objective(p: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            x, log_q = flat_flow.sample(p, noise)
-            gap = log_q - log_joint(x)
-            sound = torch.isfinite(gap)
-            return loss(torch.where(sound, gap, torch.zeros_like(gap)), sound), (gap, sound)
-
-        gradient, (gap, sound) = grad(objective, has_aux=True)(parameters)
-        return _output(flat_flow.flatten(gradient), gap, sound)  # the trainer passes over a gradient that is not finite
+        (x, log_q), pull = vjp(lambda p: flat_flow.sample(p, noise), parameters)  # type: ignore[misc]
+        slope, log_p = slopes_and_values(log_joint, x)
+        gap = log_q - log_p
+        sound = torch.isfinite(gap) & torch.isfinite(slope).all(-1)
+        weight = grad(loss)(torch.where(sound, gap, torch.zeros_like(gap)), sound)
+        weight = torch.where(sound, weight, torch.zeros_like(weight))
+        slope = torch.where(sound.unsqueeze(-1), slope, torch.zeros_like(slope))  # zero times a slope that is not a number is none
+        return _output(flat_flow.flatten(pull((-weight.unsqueeze(-1) * slope, weight))[0]), gap, sound)
 
     return step
 

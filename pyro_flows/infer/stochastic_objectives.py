@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import grad, vjp
 
 from ..errors import OptionError
 from ..stochastic import StochasticFlow
-from .objectives import FlatFlow, LogDensity, Parameters, StepOutput, finish
+from .objectives import FlatFlow, LogDensity, Parameters, StepOutput, finish, slopes_and_values
 
 __all__ = ["build_stochastic_step"]
 
@@ -35,18 +35,23 @@ def _sum_paths(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameter
     fixed = {name: t.detach() for name, t in parameters.items()}
     z, power = noise[:, :-1], noise[0, -1]
 
-    def objective(p: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def draw(p: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         x, log_prob = flat_flow.apply(p, "spread", z)
-        log_q = flat_flow.apply(fixed if landing else p, "log_lower", x)
-        flat = log_joint(x.reshape(-1, x.shape[-1])).view(x.shape[:-1])
-        gap = log_q - power * flat
-        sound = torch.isfinite(gap)
-        weight = torch.where(sound, log_prob, torch.full_like(log_prob, -torch.inf)).exp()
-        kept = weight.sum(-1)
-        clean = torch.where(sound, gap, torch.zeros_like(gap))
-        return (weight * clean).sum() / kept.sum().clamp(min=1e-9), (weight.detach(), clean.detach(), sound)
+        return x, log_prob, flat_flow.apply(fixed if landing else p, "log_lower", x)
 
-    gradient, (weight, gap, sound) = grad(objective, has_aux=True)(parameters)
+    (x, log_prob, log_q), pull = vjp(draw, parameters)  # type: ignore[misc]
+    slope, log_p = slopes_and_values(log_joint, x.reshape(-1, x.shape[-1]))
+    gap, slope = log_q - power * log_p.view(x.shape[:-1]), slope.view(x.shape)
+    sound = torch.isfinite(gap) & torch.isfinite(slope).all(-1)
+
+    def loss(log_prob: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        weight = torch.where(sound, log_prob, torch.full_like(log_prob, -torch.inf)).exp()
+        return (weight * gap).sum() / weight.sum().clamp(min=1e-9), weight
+
+    gap = torch.where(sound, gap, torch.zeros_like(gap))
+    slope = torch.where(sound.unsqueeze(-1), slope, torch.zeros_like(slope))
+    (by_prob, by_gap), weight = grad(loss, (0, 1), has_aux=True)(log_prob, gap)
+    gradient = pull((-power * by_gap.unsqueeze(-1) * slope, by_prob, by_gap))[0]
     total = weight.sum().clamp(min=1e-9)
     mean = (weight * gap).sum() / total
     spread = (weight * (gap - mean) ** 2).sum() / total
@@ -55,18 +60,19 @@ def _sum_paths(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameter
 
 def _draw_indices(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor, landing: bool) -> StepOutput:
     """The bound with auxiliary indices, by reparameterised draws of everything."""
-
     z, power = noise[:, :-1], noise[0, -1]
 
-    def objective(p: Parameters) -> tuple[Tensor, Tensor]:
+    def draw(p: Parameters) -> tuple[Tensor, Tensor]:
         x, path = flat_flow.apply(p, "simulate", z)
-        log_reverse = flat_flow.apply(p, "infer", x, None, path.indices)[1]
-        gap = path.log_prob - log_reverse - power * log_joint(x)
-        sound = torch.isfinite(gap)
-        return torch.where(sound, gap, torch.zeros_like(gap)).sum() / sound.sum().clamp(min=1), gap
+        return x, path.log_prob - flat_flow.apply(p, "infer", x, None, path.indices)[1]
 
-    gradient, gap = grad(objective, has_aux=True)(parameters)
-    sound = torch.isfinite(gap)
+    (x, log_q), pull = vjp(draw, parameters)  # type: ignore[misc]
+    slope, log_p = slopes_and_values(log_joint, x)
+    gap = log_q - power * log_p
+    sound = torch.isfinite(gap) & torch.isfinite(slope).all(-1)
+    weight = sound.to(gap) / sound.sum().clamp(min=1)
+    slope = torch.where(sound.unsqueeze(-1), slope, torch.zeros_like(slope))
+    gradient = pull((-power * weight.unsqueeze(-1) * slope, weight))[0]
     kept = gap[sound]
     spread = kept.var() if len(kept) > 1 else kept.sum() * torch.inf
     return finish(flat_flow.flatten(gradient), kept.mean(), spread, 1 - sound.sum() / len(gap), sound.logical_not().sum())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..errors import DtypeError, IntractableError, OptionError, ShapeError
+from ..errors import DtypeError, IntractableError, OptionError, ShapeError, SupportError
 from .bounds import lower_bound, upper_bound
 from .layer import StochasticLayer
 
@@ -152,7 +152,10 @@ class StochasticFlowDistribution(dist.TorchDistribution):
 
         Args:
             value: points ``(*batch, D)``.
-            winners: ``"sample"`` or ``"map"``.
+            winners: ``"sample"`` or ``"map"``; the latter takes the layers above ``max_paths`` one by one, and the others together.
+
+        Raises:
+            SupportError: a point of density zero.
         """
         if winners not in ("sample", "map"):
             raise OptionError(f'winners must be "sample" or "map", got {winners!r}')
@@ -160,16 +163,26 @@ class StochasticFlowDistribution(dist.TorchDistribution):
         x, context = self._points(value)
         above, _ = flow.infer(x, context, best=best)
         paths = flow.list_paths(above.z, context, fold=True)
-        place = paths.log_prob.argmax(-1) if best else dist.Categorical(logits=paths.log_prob, validate_args=False).sample()
+        lost = ~(paths.log_prob.amax(-1) > -torch.inf)
+        if lost.any():
+            raise SupportError(f"inverse: {int(lost.sum())} of {lost.numel()} points have density zero, so no path leads to them: leave them out")
+        folded = flow.folds and flow.listed > 0
+        first: StochasticLayer = flow.layers[0]  # type: ignore[assignment]
+        law = flow._law(0)
+        score = paths.log_prob
+        if folded and best:  # of a path together with the best winners next to the base
+            at = context.unsqueeze(-2) if context is not None and first.context_dim else None
+            winners_score = first.infer(paths.z, at, law).log_prob(first.best(paths.z, at, law))
+            score = torch.where(score > -torch.inf, score + winners_score, score)
+        place = score.argmax(-1) if best else dist.Categorical(logits=score, validate_args=False).sample()
 
         def pick(t: Tensor) -> Tensor:
             return t.gather(-2, place[..., None, None].expand(*place.shape, 1, t.shape[-1])).squeeze(-2)
 
         z, indices = pick(paths.z), tuple(pick(u) for u in paths.indices)
         log_prob = above.log_prob + paths.log_prob.gather(-1, place.unsqueeze(-1)).squeeze(-1)
-        if flow.folds and flow.listed > 0:  # the layer next to the base, whose winners are independent
-            first: StochasticLayer = flow.layers[0]  # type: ignore[assignment]
-            at, law = (context if first.context_dim else None), flow._law(0)
+        if folded:  # the winners next to the base are independent
+            at = context if first.context_dim else None
             q = first.infer(z, at, law)
             u = first.best(z, at, law) if best else q.sample()
             z, log_prob = first.pull(z, u, at).value, log_prob + q.log_prob(u)
