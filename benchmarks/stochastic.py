@@ -218,10 +218,10 @@ At equal time, about {equal_seconds:.0f} CPU-seconds each:
 
 {equal}
 What the tables say. A map that tears the base stretches it, by a factor of a hundred and more, and the more the better it fits; flows whose
-units compete come as near with factors of one to six. Where a target has sharp edges, splines that stretch (NSF) come nearer still: on the checkerboard and the
-two squares they have the lowest divergence of all. On the ring of normals, whose modes are smooth, competition wins, level with a base that is a
-mixture. CIF was looked at on four targets at two budgets, and is nowhere better than RealNVP by more than the seeds differ; its bound is worse by
-at most .06 at equal steps, and one of its runs on the checkerboard gave some points no mass (a divergence of 40).
+units compete come as near with factors of one to six. Where a target has sharp edges, splines that stretch (NSF) come nearer still: on the
+checkerboard and the two squares they have the lowest divergence of all. On the ring of normals, whose modes are smooth, competition wins, level
+with a base that is a mixture. CIF was looked at on four targets at two budgets, and is nowhere better than RealNVP by more than the seeds
+differ; its bound is worse by at most .06 at equal steps, and one of its runs on the checkerboard gave some points no mass (a divergence of 40).
 
 ## Posteriors with separate modes
 
