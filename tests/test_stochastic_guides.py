@@ -257,3 +257,21 @@ def test_what_is_refused():
         guide.get_transform()
     with pytest.raises(OptionError, match="not known for stochastic flows"):
         build_stochastic_step(guide.flow, target, "iwae")
+
+
+def test_continuous_indices_reach_a_known_posterior_and_never_beat_its_evidence():
+    torch.set_default_dtype(torch.float64)
+    mix, y = torch.tensor([[1.0, 0.8], [0.0, 1.0]]), torch.tensor([1.0, -0.5])
+
+    def conjugate():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ mix, 0.5).to_event(1), obs=y)
+
+    guide = pf.AutoStochasticFlow(conjugate, lambda dim: pf.flows.cif(dim, transforms=2, **SMALL))
+    fit = pf.FlowVI(conjugate, guide, max_steps=250, num_particles=64, progress=False, num_eval=4000, engine="eager").run()
+    evidence = dist.MultivariateNormal(torch.zeros(2), mix.mT @ mix + 0.25 * torch.eye(2)).log_prob(y).item()
+    assert evidence - 0.1 < fit.elbo.mean < evidence + 4 * fit.elbo.se
+    assert fit.log_evidence.mean == pytest.approx(evidence, abs=0.02)
+    covariance = torch.linalg.inv(torch.eye(2) + 4 * mix @ mix.mT)
+    x, mean, sd = fit.get_samples(4000)["x"], 4 * covariance @ mix @ y, covariance.diagonal().sqrt()
+    assert ((x.mean(0) - mean).abs() < 0.15 * sd).all() and ((x.std(0) / sd - 1).abs() < 0.15).all()
