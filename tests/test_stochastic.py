@@ -140,6 +140,8 @@ def test_no_path_leads_to_a_point_of_density_zero():
     for winners in ("sample", "map"):
         with pytest.raises(SupportError, match="2 of 5 points have density zero"):
             flow().inverse(x, winners)
+        with pytest.raises(SupportError, match="1 of 3 points are not finite"):
+            flow().inverse(torch.tensor([[0.0, 0.0], [torch.nan, 0.0], [0.1, 0.1]]), winners)
         assert flow().inverse(x[:3], winners).log_prob.isfinite().all()
 
 

@@ -21,7 +21,16 @@ from .sites import LatentSite, init_to_typical
 
 __all__ = ["AutoStochasticFlow"]
 
-RECIPES: dict[str, Callable[[int], StochasticFlow]] = {"lwta": lambda dim: flows.lwta(dim, units=4), "cif": flows.cif}
+_MOST_PATHS = 256  # outcomes of a draw
+
+
+def _ar_lwta(dim: int) -> StochasticFlow:
+    """As many units as ``units ** dim`` outcomes allow, two at the least."""
+    units = next((u for u in (4, 3) if u**dim <= _MOST_PATHS), 2)
+    return flows.ar_lwta(dim, transforms=1, units=units, max_paths=_MOST_PATHS)
+
+
+RECIPES: dict[str, Callable[[int], StochasticFlow]] = {"lwta": lambda dim: flows.lwta(dim, units=4), "ar_lwta": _ar_lwta, "cif": flows.cif}
 
 
 class AutoStochasticFlow(AutoFlow):
@@ -32,15 +41,15 @@ class AutoStochasticFlow(AutoFlow):
 
     .. math:: E[\log p(D, z) + \log r(u \mid z) - \log q(z, u)] \le E[\log p(D, z) - \log q(z)] \le \log p(D)
 
-    **Discrete indices** (``"lwta"``): the path is one site, summed out by ``TraceEnum_ELBO``, and :math:`r` is the exact posterior, so that the first
-    inequality is an equality. Other ELBOs would leave the choice of the path to the score function, and are refused in training.
+    **Discrete indices** (``"lwta"``, ``"ar_lwta"``): the path is one site, summed out by ``TraceEnum_ELBO``, and :math:`r` is the exact posterior,
+    so that the first inequality is an equality. Other ELBOs would leave the choice of the path to the score function, and are refused in training.
     **Continuous indices** (``"cif"``): any ELBO, such as ``Trace_ELBO``; :math:`r` is learned.
     :class:`~pyro_flows.infer.FlowVI` trains both, discrete ones by a sum over paths whose gradient has no noise where guide and posterior agree.
 
     Args:
         model: a Pyro model.
-        flow: ``"lwta"``, ``"cif"``, a :class:`~pyro_flows.stochastic.StochasticFlow`, or a function from the dimension to one. Discrete flows must
-            be exact, and a point of the base may become at most ``max_paths`` points.
+        flow: ``"lwta"``, ``"ar_lwta"`` (up to eight dimensions), ``"cif"``, a :class:`~pyro_flows.stochastic.StochasticFlow`, or a function from
+            the dimension to one. Discrete flows must be exact, and a point of the base may become at most ``max_paths`` points.
         init_loc_fn: where each site starts.
         init_scale: the flow's unit, in unconstrained space: units start within about two of it around the initial point, so it should be about as
             large as the distance between modes.
@@ -48,7 +57,8 @@ class AutoStochasticFlow(AutoFlow):
     Cost of a step: a draw's density is a sum over paths at each of its outcomes, :math:`P^2` densities of the base for ``P`` paths.
 
     Raises:
-        OptionError, ShapeError: a flow that is not stochastic, not exact though discrete, of both kinds, or of another size.
+        OptionError, ShapeError: a flow that is not stochastic, not exact though discrete, of both kinds, of another size, or
+            with layers of a Markov chain.
         IntractableError: an ELBO that does not sum out the path, in training.
         PyroFlowsError: what :class:`~pyro_flows.guides.AutoFlow` raises.
 
@@ -92,6 +102,9 @@ class AutoStochasticFlow(AutoFlow):
                 f"flow= must map the model's {dim} unconstrained numbers without a context; it has dim={inner.dim}, "
                 f"context_dim={inner.context_dim}: give a function of the dimension, flow=lambda dim: ..."
             )
+        unfit = [type(layer).__name__ for layer in inner.stochastic if not layer.discrete and not hasattr(layer, "index_given")]
+        if unfit:
+            raise OptionError(f"flow= has a {unfit[0]} layer, whose index has no density of its own to draw from: use ContinuouslyIndexed layers")
         if len({layer.discrete for layer in inner.stochastic}) > 1:
             raise OptionError("flow= has discrete and continuous indices: a guide takes either")
         # No affine layer that is learned: a scale for all modes together would shrink faster than they find their places.
@@ -102,7 +115,7 @@ class AutoStochasticFlow(AutoFlow):
             if not flow.exact or outcomes is None or outcomes > flow.max_paths:
                 raise OptionError(
                     f"flow= has {outcomes or 'too many'} outcomes of a draw, more than max_paths={flow.max_paths}: use fewer units or blocks, "
-                    "or raise max_paths"
+                    "raise max_paths, or take flow='lwta', which has the same number in any dimension"
                 )
         return flow
 

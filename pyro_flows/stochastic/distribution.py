@@ -155,12 +155,15 @@ class StochasticFlowDistribution(dist.TorchDistribution):
             winners: ``"sample"`` or ``"map"``; the latter takes the layers above ``max_paths`` one by one, and the others together.
 
         Raises:
-            SupportError: a point of density zero.
+            SupportError: a point that is not finite or of density zero; with layers above ``max_paths`` also one whose drawn indices are impossible.
         """
         if winners not in ("sample", "map"):
             raise OptionError(f'winners must be "sample" or "map", got {winners!r}')
         flow, best = self.flow, winners == "map"
         x, context = self._points(value)
+        odd = ~x.isfinite().all(-1)
+        if odd.any():
+            raise SupportError(f"inverse: {int(odd.sum())} of {odd.numel()} points are not finite: leave them out")
         above, _ = flow.infer(x, context, best=best)
         paths = flow.list_paths(above.z, context, fold=True)
         lost = ~(paths.log_prob.amax(-1) > -torch.inf)
