@@ -214,6 +214,18 @@ def test_bounds_stand_in_their_order():
     assert weight.abs().max().item() < 0.05
 
 
+@pytest.mark.parametrize("gradient, particles", [("total", 1), ("total", 4), ("rws", 4)])
+def test_a_point_of_density_zero_does_not_spoil_the_bounds_of_others(gradient, particles):
+    layers = [LWTACoupling(2, 2, moved=FIRST, **SMALL), LULinear(2), LWTACoupling(2, 2, moved=~FIRST, **SMALL)]
+    flow = StochasticFlow(BoxUniform(2), layers, max_paths=1)
+    x = torch.cat([flow().sample((3,)), torch.full((1, 2), 50.0)])
+    bound = flow().log_prob_bound(x, particles, gradient)
+    assert bound[3].item() == -torch.inf
+    bound[:3][bound[:3].isfinite()].sum().backward()
+    found = [p.grad for p in flow.parameters() if p.grad is not None]
+    assert found and all(bool(g.isfinite().all()) for g in found)
+
+
 @pytest.mark.parametrize("gradient, particles", [("total", 1), ("total", 8), ("rws", 64)])
 def test_gradients_of_bounds_with_discrete_indices(gradient, particles):
     """The mean of the estimate against the derivative of the bound itself: of its expectation over all winners, by enumeration."""

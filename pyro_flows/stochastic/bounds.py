@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import OptionError
+from .layer import log_total
 
 if TYPE_CHECKING:
     from .flow import StochasticFlow
@@ -21,8 +22,8 @@ GRADIENTS = ("total", "stl", "dreg", "rws")
 
 
 def log_mean_exp(log_weight: Tensor) -> Tensor:
-    """``log mean_i w_i`` over the first dimension."""
-    return log_weight.logsumexp(0) - math.log(log_weight.shape[0])
+    """``log mean_i w_i`` over the first dimension; where all are zero it has no gradient, rather than one that is not a number."""
+    return log_total(log_weight.movedim(0, -1)) - math.log(log_weight.shape[0])
 
 
 def _others(values: Tensor, scan: Callable[[Tensor, int], Tensor], join: Callable[[Tensor, Tensor], Tensor], nothing: float) -> Tensor:
@@ -109,9 +110,9 @@ def lower_bound(flow: StochasticFlow, x: Tensor, context: Tensor | None = None, 
         if False in discrete:
             raise OptionError("gradient='total' needs indices of one kind, and this flow infers discrete and continuous ones: use 'rws'")
         signal = _leave_one_out((log_p - log_q).detach())
-        score = (signal * log_q).sum(0)
+        score = (torch.where(signal.isfinite(), signal, torch.zeros_like(signal)) * log_q).sum(0)  # nothing to learn where no path is possible
         return bound + (score - score.detach())
-    share = (log_p - log_q).detach().softmax(0)
+    share = (log_p - log_q).detach().softmax(0).nan_to_num(0.0)  # where no path is possible
     given = path.indices
     fixed = tuple(u.detach() for u in given)
     live = flow.log_weight(x, context, fixed)[0]  # the joint density of constant indices

@@ -168,7 +168,10 @@ class StochasticFlowDistribution(dist.TorchDistribution):
         paths = flow.list_paths(above.z, context, fold=True)
         lost = ~(paths.log_prob.amax(-1) > -torch.inf)
         if lost.any():
-            raise SupportError(f"inverse: {int(lost.sum())} of {lost.numel()} points have density zero, so no path leads to them: leave them out")
+            why = "" if self.exact else ", or indices were drawn that cannot lead there: draw again, or raise max_paths"
+            raise SupportError(
+                f"inverse: {int(lost.sum())} of {lost.numel()} points have density zero, so no path leads to them: leave them out{why}"
+            )
         folded = flow.folds and flow.listed > 0
         first: StochasticLayer = flow.layers[0]  # type: ignore[assignment]
         law = flow._law(0)
