@@ -12,6 +12,7 @@ from pyro_flows import manifolds as M
 from pyro_flows.manifolds.grids import gauss_legendre
 
 NODES, CALL = 5, 200_000
+START, LEVELS = 4, 11  # cells along a side at first, and how often they may be halved
 TOLERANCE = 3e-10  # of a cell: the difference between its rule and those of its quarters, whose own error is several times smaller
 
 
@@ -32,8 +33,8 @@ def from_square(manifold: M.Manifold, u: Tensor) -> tuple[Tensor, Tensor]:
     return p, slope * rest[:, 0]
 
 
-def integral(log_prob: Callable[[Tensor], Tensor], manifold: M.Manifold, start: int = 4, levels: int = 11) -> float:
-    """Of ``exp(log_prob)``: Gauss-Legendre on ``start^2`` cells, those that differ from their quarters taken apart again and again."""
+def integral(log_prob: Callable[[Tensor], Tensor], manifold: M.Manifold) -> float:
+    """Of ``exp(log_prob)``: Gauss-Legendre on ``START^2`` cells, those that differ from their quarters taken apart again and again."""
     nodes, weights = gauss_legendre(NODES)
     offsets, weight = torch.cartesian_prod((nodes + 1) / 2, (nodes + 1) / 2), torch.cartesian_prod(weights / 2, weights / 2).prod(-1)
     quarters = torch.cartesian_prod(torch.arange(2), torch.arange(2)).double()
@@ -45,15 +46,15 @@ def integral(log_prob: Callable[[Tensor], Tensor], manifold: M.Manifold, start: 
             found.append((log_prob(x).exp() * measure).unflatten(0, (-1, len(weight))) @ weight)
         return width**2 * torch.cat(found)
 
-    width, total = 1 / start, 0.0
-    corners = torch.cartesian_prod(*[torch.arange(start).double() * width] * 2)
+    width, total = 1 / START, 0.0
+    corners = torch.cartesian_prod(*[torch.arange(START).double() * width] * 2)
     values = rule(corners, width)
-    for level in range(levels):
+    for level in range(LEVELS):
         width /= 2
         children = (corners[:, None] + width * quarters).flatten(0, 1)
         finer = rule(children, width)
         coarse = (finer.unflatten(0, (-1, 4)).sum(-1) - values).abs() > TOLERANCE
-        coarse = coarse.repeat_interleave(4) & torch.tensor(level < levels - 1)
+        coarse = coarse.repeat_interleave(4) & torch.tensor(level < LEVELS - 1)
         total += float(finer[~coarse].sum())
         corners, values = children[coarse], finer[coarse]
         if not len(corners):

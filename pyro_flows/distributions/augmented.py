@@ -17,9 +17,9 @@ from ..transforms import Compose, Standardize
 from ..univariate.affine import soft_clamp
 from .flow import Flow, FlowDistribution, standardization
 
-_LOG_SCALE_BOUND = 8.0  # of q(a | x): far from the data its net would give scales of zero or infinity
-
 __all__ = ["AugmentedDistribution", "AugmentedFlow"]
+
+_LOG_SCALE_BOUND = 8.0  # of q(a | x): far from the data its net would give scales of zero or infinity
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 

@@ -51,8 +51,9 @@ def cnf(
         trace, noise, solver, steps, rtol, atol, adjoint, checkpoint: see :class:`~pyro_flows.transforms.ContinuousFlow`.
 
     Train it by maximum likelihood, or without solving by ``fit_density(flow, x, objective="flow_matching")``. As a guide,
-    ``AutoFlow(model, flow="cnf")`` takes fixed steps. Cost: densities and samples alike, 30 to 200 evaluations of the net, each with
-    an exact trace that is free but for nets of more than two hidden layers and ``"potential"``. Reference: FFJORD (Grathwohl et al., 2018), https://arxiv.org/abs/1810.01367
+    ``AutoFlow(model, flow="cnf")`` takes fixed steps. Cost: densities and samples alike, 30 to 200 evaluations of the net, each with an
+    exact trace that is free but for nets of more than two hidden layers and ``"potential"``. Reference: FFJORD (Grathwohl et al., 2018),
+    https://arxiv.org/abs/1810.01367
     """
     if net not in NETS:
         raise OptionError(f"net={net!r} is not known: choose one of {', '.join(NETS)}")

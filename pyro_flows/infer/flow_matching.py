@@ -77,17 +77,17 @@ class FlowMatching:
 
 def _sides(flow: Flow) -> _Sides:
     parts = layers_of(flow.transform)
-    places = [i for i, part in enumerate(parts) if continuous_in(part)]
+    places = [(i, *found) for i, part in enumerate(parts) if (found := continuous_in(part))]
     if len(places) != 1:
         raise OptionError(
             f'objective="flow_matching" trains the velocity of one ContinuousFlow, and this flow has {len(places)}: use pf.flows.cnf(dim), or '
             'objective="likelihood"'
         )
-    others: list[nn.Module] = [flow.base, *(part for part in parts if not continuous_in(part))]
+    ((i, velocity, backwards),) = places
+    before, after = parts[:i], parts[i + 1 :]
+    others: list[nn.Module] = [flow.base, *before, *after]
     learned = [type(m).__name__ for m in others if any(p.requires_grad for p in m.parameters())]
     if learned or flow.dim != flow.transform.dim:
         what = f"{', '.join(learned)} would stay as it is" if learned else "an augmented flow also has an encoder"
         raise OptionError(f'objective="flow_matching" trains a ContinuousFlow alone, and {what}: use objective="likelihood"')
-    flow_and_way = continuous_in(parts[places[0]])
-    assert flow_and_way
-    return _Sides(parts[: places[0]], *flow_and_way, parts[places[0] + 1 :])
+    return _Sides(before, velocity, backwards, after)

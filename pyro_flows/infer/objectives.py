@@ -17,7 +17,7 @@ from ..stochastic import StochasticFlow
 from ..transforms import Standardize
 from .scores import has_fixed_points, push_score
 
-__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective", "finish", "slopes_and_values"]
+__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective", "finish", "gaps_and_slopes"]
 
 LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
@@ -108,10 +108,21 @@ class FlatFlow:
         return x, self.flow.base().log_prob(noise) - ladj
 
 
-def slopes_and_values(function: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
+def _slopes_and_values(function: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients ``(N, d)`` and values ``(N,)`` of a function at each of N points."""
     values, pull = vjp(function, x)  # type: ignore[misc]
     return pull(torch.ones_like(values))[0], values
+
+
+def gaps_and_slopes(log_joint: LogDensity, x: Tensor, log_q: Tensor, power: float | Tensor = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """``log q - power log p`` at points ``(*batch, d)``, its slopes there through ``log p``, and which of them are sound.
+
+    Where value or slope is not finite both are zero: a loss that masks the value alone would still multiply the slope by zero, and get NaN.
+    """
+    slopes, log_p = _slopes_and_values(log_joint, x.reshape(-1, x.shape[-1]))
+    gaps, slopes = log_q - power * log_p.view(log_q.shape), -power * slopes.view(x.shape)
+    sound = torch.isfinite(gaps) & torch.isfinite(slopes).all(-1)
+    return torch.where(sound, gaps, torch.zeros_like(gaps)), torch.where(sound.unsqueeze(-1), slopes, torch.zeros_like(slopes)), sound
 
 
 def _clean(gap: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +153,7 @@ def finish(gradient: Tensor, mean: Tensor, spread: Tensor, lost: Tensor, dropped
 
 def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
     """Sticking the landing: only the path through the draws carries gradient, so at q = p it has no variance."""
-    start, log_base = slopes_and_values(flat_flow.flow.base().log_prob, noise)
+    start, log_base = _slopes_and_values(flat_flow.flow.base().log_prob, noise)
 
     def draw(parameters: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x, ladj, score = flat_flow.apply(parameters, "push", noise, start)
@@ -153,7 +164,7 @@ def _path(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, no
         x, pull = vjp(lambda parameters: flat_flow.apply(parameters, "forward", noise)[0], parameters)  # type: ignore[misc]
     else:
         x, pull, (log_q, score) = vjp(draw, parameters, has_aux=True)  # type: ignore[misc]
-    slope, log_p = slopes_and_values(log_joint, x)
+    slope, log_p = _slopes_and_values(log_joint, x)
     rows, gap = score - slope, log_q - log_p
     rows, sound = _clean(gap, rows)
     return _output(flat_flow.flatten(pull(rows / sound.sum().clamp(min=1))[0]), gap, sound)
@@ -164,13 +175,10 @@ def _total(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., StepOutput
 
     def step(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
         (x, log_q), pull = vjp(lambda p: flat_flow.sample(p, noise), parameters)  # type: ignore[misc]
-        slope, log_p = slopes_and_values(log_joint, x)
-        gap = log_q - log_p
-        sound = torch.isfinite(gap) & torch.isfinite(slope).all(-1)
-        weight = grad(loss)(torch.where(sound, gap, torch.zeros_like(gap)), sound)
+        gap, slope, sound = gaps_and_slopes(log_joint, x, log_q)
+        weight = grad(loss)(gap, sound)
         weight = torch.where(sound, weight, torch.zeros_like(weight))
-        slope = torch.where(sound.unsqueeze(-1), slope, torch.zeros_like(slope))  # zero times a slope that is not a number is none
-        return _output(flat_flow.flatten(pull((-weight.unsqueeze(-1) * slope, weight))[0]), gap, sound)
+        return _output(flat_flow.flatten(pull((weight.unsqueeze(-1) * slope, weight))[0]), gap, sound)
 
     return step
 

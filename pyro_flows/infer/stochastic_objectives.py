@@ -11,7 +11,7 @@ from torch.func import grad, vjp
 
 from ..errors import OptionError
 from ..stochastic import StochasticFlow
-from .objectives import FlatFlow, LogDensity, Parameters, StepOutput, finish, slopes_and_values
+from .objectives import FlatFlow, LogDensity, Parameters, StepOutput, finish, gaps_and_slopes
 
 __all__ = ["build_stochastic_step"]
 
@@ -40,18 +40,14 @@ def _sum_paths(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameter
         return x, log_prob, flat_flow.apply(fixed if landing else p, "log_lower", x)
 
     (x, log_prob, log_q), pull = vjp(draw, parameters)  # type: ignore[misc]
-    slope, log_p = slopes_and_values(log_joint, x.reshape(-1, x.shape[-1]))
-    gap, slope = log_q - power * log_p.view(x.shape[:-1]), slope.view(x.shape)
-    sound = torch.isfinite(gap) & torch.isfinite(slope).all(-1)
+    gap, slope, sound = gaps_and_slopes(log_joint, x, log_q, power)
 
     def loss(log_prob: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         weight = torch.where(sound, log_prob, torch.full_like(log_prob, -torch.inf)).exp()
         return (weight * gap).sum() / weight.sum().clamp(min=1e-9), weight
 
-    gap = torch.where(sound, gap, torch.zeros_like(gap))
-    slope = torch.where(sound.unsqueeze(-1), slope, torch.zeros_like(slope))
     (by_prob, by_gap), weight = grad(loss, (0, 1), has_aux=True)(log_prob, gap)
-    gradient = pull((-power * by_gap.unsqueeze(-1) * slope, by_prob, by_gap))[0]
+    gradient = pull((by_gap.unsqueeze(-1) * slope, by_prob, by_gap))[0]
     total = weight.sum().clamp(min=1e-9)
     mean = (weight * gap).sum() / total
     spread = (weight * (gap - mean) ** 2).sum() / total
@@ -67,12 +63,9 @@ def _draw_indices(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parame
         return x, path.log_prob - flat_flow.apply(p, "infer", x, None, path.indices)[1]
 
     (x, log_q), pull = vjp(draw, parameters)  # type: ignore[misc]
-    slope, log_p = slopes_and_values(log_joint, x)
-    gap = log_q - power * log_p
-    sound = torch.isfinite(gap) & torch.isfinite(slope).all(-1)
+    gap, slope, sound = gaps_and_slopes(log_joint, x, log_q, power)
     weight = sound.to(gap) / sound.sum().clamp(min=1)
-    slope = torch.where(sound.unsqueeze(-1), slope, torch.zeros_like(slope))
-    gradient = pull((-power * weight.unsqueeze(-1) * slope, weight))[0]
+    gradient = pull((weight.unsqueeze(-1) * slope, weight))[0]
     kept = gap[sound]
     spread = kept.var() if len(kept) > 1 else kept.sum() * torch.inf
     return finish(flat_flow.flatten(gradient), kept.mean(), spread, 1 - sound.sum() / len(gap), sound.logical_not().sum())

@@ -46,6 +46,10 @@ class PotentialNet(nn.Module):
         for parameter in self.drift.parameters():
             nn.init.zeros_(parameter)
 
+    @property
+    def _symmetric(self) -> Tensor:
+        return (self.quadratic + self.quadratic.mT) / 2
+
     def _parts(self, t: Time, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The slopes of both layers, what comes back to the first one, and the velocity."""
         a = F.linear(x, self.first.weight, self.first.bias) + in_time(self.first_in_time, t, context)
@@ -53,7 +57,7 @@ class PotentialNet(nn.Module):
         size = a.abs()
         second = torch.tanh(self.second(size + torch.log1p(torch.exp(-2 * size))))
         back = self.weight + (second * self.weight) @ self.second.weight
-        linear = x @ ((self.quadratic + self.quadratic.mT) / 2) + in_time(self.drift, t, context)
+        linear = x @ self._symmetric + in_time(self.drift, t, context)
         return first, second, back, (first * back) @ self.first.weight + linear
 
     def forward(self, t: Time, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -64,8 +68,7 @@ class PotentialNet(nn.Module):
         first, second, back, velocity = self._parts(t, x, context)
         moved = F.linear(directions, self.first.weight)
         pulled = ((1 - second**2) * self.weight * F.linear(first * moved, self.second.weight)) @ self.second.weight
-        symmetric = (self.quadratic + self.quadratic.mT) / 2
-        return velocity, ((1 - first**2) * back * moved + first * pulled) @ self.first.weight + directions @ symmetric
+        return velocity, ((1 - first**2) * back * moved + first * pulled) @ self.first.weight + directions @ self._symmetric
 
     @property
     def trace_products(self) -> int:

@@ -174,12 +174,18 @@ class StochasticFlowDistribution(dist.TorchDistribution):
             )
         folded = flow.folds and flow.listed > 0
         first: StochasticLayer = flow.layers[0]  # type: ignore[assignment]
-        law = flow._law(0)
+
+        def next_to_base(z: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor]:
+            """Winners next to the base, which are independent given the path above them, and their log probability."""
+            q = first.infer(z, at, flow._law(0))
+            u = first.best(z, at, flow._law(0)) if best else q.sample()
+            return u, q.log_prob(u)
+
+        given = context if first.context_dim else None
         score = paths.log_prob
-        if folded and best:  # of a path together with the best winners next to the base
-            at = context.unsqueeze(-2) if context is not None and first.context_dim else None
-            winners_score = first.infer(paths.z, at, law).log_prob(first.best(paths.z, at, law))
-            score = torch.where(score > -torch.inf, score + winners_score, score)
+        if folded and best:  # of a path together with its best winners
+            more = next_to_base(paths.z, None if given is None else given.unsqueeze(-2))[1]
+            score = torch.where(score > -torch.inf, score + more, score)
         place = score.argmax(-1) if best else dist.Categorical(logits=score, validate_args=False).sample()
 
         def pick(t: Tensor) -> Tensor:
@@ -187,10 +193,7 @@ class StochasticFlowDistribution(dist.TorchDistribution):
 
         z, indices = pick(paths.z), tuple(pick(u) for u in paths.indices)
         log_prob = above.log_prob + paths.log_prob.gather(-1, place.unsqueeze(-1)).squeeze(-1)
-        if folded:  # the winners next to the base are independent
-            at = context if first.context_dim else None
-            q = first.infer(z, at, law)
-            u = first.best(z, at, law) if best else q.sample()
-            z, log_prob = first.pull(z, u, at).value, log_prob + q.log_prob(u)
-            indices = (u, *indices)
+        if folded:
+            u, more = next_to_base(z, given)
+            z, log_prob, indices = first.pull(z, u, given).value, log_prob + more, (u, *indices)
         return type(paths)(z, indices + above.indices, log_prob)
