@@ -23,9 +23,11 @@ import pyro_flows as pf
 from pyro_flows import AutoFlow, AutoManifoldFlow
 from pyro_flows.errors import ConvergenceWarning, ModelError, OptionError, SupportError
 from pyro_flows.guides import init_to_typical
-from pyro_flows.guides.manifold_layers import AnglePlaces, DirectionPlaces, DirectionShapes, angle_shapes
+from pyro_flows.guides.angle_layers import AnglePlaces, angle_shapes
+from pyro_flows.guides.angle_profiles import AngleProfiles
+from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes
 from pyro_flows.infer.log_joint import LogJoint
-from pyro_flows.manifolds import Product, Sphere, Torus, UniformSphere, VonMisesFisher, log_volume_ratio, manifold_of
+from pyro_flows.manifolds import Product, Sphere, Torus, Uniform, UniformSphere, VonMisesFisher, log_volume_ratio, manifold_of
 from pyro_flows.transforms import Affine
 
 Y = torch.tensor([[0.9, 0.1, 0.4], [0.5, -0.2, 1.0], [0.6, 0.4, 0.7], [1.1, 0.0, 0.8], [0.4, 0.1, 0.9]], dtype=torch.float64)
@@ -71,11 +73,18 @@ def everything():
 
 # Layers.
 
+
+def tabulated(profiles):
+    profiles.tabulate(torch.randn(2, 32).repeat_interleave(8, -1))
+    return profiles
+
+
 LAYERS = {
     "places": (Sphere(3), lambda c: DirectionPlaces(3, 1, c)),
     "places in R^5": (Sphere(5), lambda c: DirectionPlaces(5, 1, c)),
     "shapes": (Sphere(3), lambda c: DirectionShapes(3, 1, c, layers=2)),
     "angle places": (Torus(3), lambda c: AnglePlaces(3, c)),
+    "angle profiles": (Torus(2), lambda c: tabulated(AngleProfiles(2))),
     "angle shapes": (Torus(3), lambda c: angle_shapes(3, c)),
 }
 
@@ -85,7 +94,7 @@ LAYERS = {
 def test_layers_change_volumes_as_they_say(name, context_dim):
     manifold, make = LAYERS[name]
     layer = perturbed(make(context_dim))
-    x, context = manifold.random_uniform((6,)), torch.randn(6, context_dim) if context_dim else None
+    x, context = manifold.random_uniform((6,)), torch.randn(6, context_dim) if layer.context_dim else None
     for i in range(6):
         c = None if context is None else context[i]
         y, ladj = layer.forward_and_ladj(x[i], c)
@@ -99,7 +108,7 @@ def test_layers_change_volumes_as_they_say(name, context_dim):
 
 def test_several_directions_are_those_of_one_side_by_side():
     places = perturbed(DirectionPlaces(3, 2, 0))
-    places.place(torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([0.05, 0.2]))
+    places.place(torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([0.05, 0.2]).view(2, 1, 1) * torch.eye(2))
     draws = places.forward_and_ladj(Sphere(3).random_uniform((4000, 2)).flatten(-2))[0].unflatten(-1, (2, 3))
     angles = (draws * places.poles).sum(-1).clamp(-1, 1).acos()
     torch.testing.assert_close(angles.median(0).values / torch.tensor([0.05, 0.2]), torch.full((2,), 1.17), atol=0.06, rtol=0)
@@ -111,6 +120,39 @@ def test_several_directions_are_those_of_one_side_by_side():
         moved[1 - i] = Sphere(3).random_uniform()
         torch.testing.assert_close(shapes.forward_and_ladj(moved.flatten())[0].unflatten(-1, (2, 3))[i], both.unflatten(-1, (2, 3))[i])
     torch.testing.assert_close(shapes.inverse_and_ladj(both)[1], -ladj)
+
+
+def test_placed_angles_are_normal_with_all_their_correlations():
+    """Angles around the seam, given two numbers: their covariance is the one asked for."""
+    root = 0.2 * torch.tensor([[1.0, 0.0, 0.0], [-0.8, 0.5, 0.0], [0.3, 0.6, 0.4]])
+    on_context, poles = 0.1 * torch.tensor([[1.0, -0.5], [0.0, 1.0], [2.0, 0.5]]), torch.tensor([3.1, -3.1, 0.5])
+    places = perturbed(AnglePlaces(3, 2))
+    places.place(poles, on_context, root)
+    context = torch.randn(40_000, 2)
+    with torch.no_grad():
+        offsets = Torus(3).project(places.forward_and_ladj(Torus(3).random_uniform((40_000,)), context)[0] - poles)
+    torch.testing.assert_close(offsets.mean(0), torch.zeros(3), atol=0.01, rtol=0)
+    torch.testing.assert_close(offsets.T.cov(), on_context @ on_context.T + root @ root.T, atol=4e-3, rtol=0)
+    regression = torch.linalg.lstsq(context, offsets).solution.T
+    torch.testing.assert_close(regression, on_context, atol=0.01, rtol=0)
+
+
+def test_a_profile_is_drawn_from_its_table():
+    profiles = AngleProfiles(2)
+    x = Torus(2).random_uniform((20_000,))
+    torch.testing.assert_close(profiles.forward_and_ladj(x)[0], x)
+    grid = torch.arange(256) * (2 * math.pi / 256) - math.pi
+    profiles.tabulate(torch.stack([3 * torch.cos(2 * grid), torch.where(grid.abs() < 1, 0.0, -torch.inf)]))
+    y, ladj = profiles.forward_and_ladj(x)
+    back, inverse_ladj = profiles.inverse_and_ladj(y)
+    torch.testing.assert_close(back, x, atol=1e-7, rtol=0)
+    torch.testing.assert_close(inverse_ladj, -ladj)
+    resultant = float(torch.special.i1(torch.tensor(3.0)) / torch.special.i0(torch.tensor(3.0)))
+    assert torch.cos(2 * y[:, 0]).mean() == pytest.approx(resultant, abs=0.01)
+    assert (y[:, 1].abs() < 1.03).double().mean() > 0.999
+    flow = pf.Flow(Uniform(Torus(2)), profiles)
+    points, weights = Torus(2).quadrature(1024)
+    assert (flow().log_prob(points).exp() * weights).sum() == pytest.approx(1, abs=1e-5)
 
 
 # The guide's density.
@@ -339,22 +381,82 @@ def test_nuts_agrees(fitted):
         assert ((draws[name].std(0) / chain.std(0) - 1).abs() < 0.15 + 3 * noise).all(), name
 
 
-def test_flow_vi_takes_angles_across_the_seam():
-    t = torch.linspace(0, 4, 20)
-    y = 1.5 * torch.cos(t - 3.1) + 0.4 * torch.randn(20)
+TIMES = torch.linspace(0, 4, 20)
+
+
+def wave(times):
+    """A model of an oscillation seen at some times, whose phase is counted ``times`` round the circle."""
 
     def model(y):
         amplitude = pyro.sample("amplitude", dist.LogNormal(0.0, 1.0))
         phase = pyro.sample("phase", dist.VonMises(0.0, 0.1))
         with pyro.plate("rows", len(y)):
-            pyro.sample("y", dist.Normal(amplitude * torch.cos(t - phase), 0.4), obs=y)
+            pyro.sample("y", dist.Normal(amplitude * torch.cos(TIMES - times * phase), 0.4), obs=y)
 
+    return model
+
+
+def by_quadrature(model, y):
+    """Log evidence, and the phase's posterior on 400 points of the circle."""
+    guide = AutoManifoldFlow(model).setup(y)
+    logs, angles = torch.linspace(-2.0, 1.5, 401), Torus(1).quadrature(400)[0]
+    points = torch.cartesian_prod(logs, angles.squeeze(-1))
+    terms = LogJoint(model, guide, (y,))(points).view(401, 400) + math.log((logs[1] - logs[0]) * 2 * math.pi / 400)
+    return float(terms.logsumexp((0, 1))), angles.squeeze(-1), terms.logsumexp(0).softmax(-1)
+
+
+@pytest.mark.parametrize("times", (1, 2, 3))
+def test_flow_vi_finds_all_modes_of_an_angle_across_the_seam(times):
+    y = 1.5 * torch.cos(TIMES - 3.1) + 0.4 * torch.randn(20)
+    model = wave(times)
     posterior = fit(model, y, max_steps=400)
-    assert type(posterior.guide) is AutoManifoldFlow and posterior.ess > 0.1
-    phase = posterior.get_samples(2000)["phase"]
-    assert (phase > 3).any() and (phase < -3).any() and (phase.abs() <= math.pi).all()
-    table = posterior.summary(2000)
-    assert table.loc["phase", "sd"] < 0.3 and abs(table.loc["phase", "mean"]) > 2.8
+    evidence, angles, weights = by_quadrature(model, y)
+    assert type(posterior.guide) is AutoManifoldFlow and posterior.ess > 0.95
+    assert abs(posterior.log_evidence.mean - evidence) < max(4 * posterior.log_evidence.se, 2e-3)
+    assert -0.05 < posterior.elbo.mean - evidence < 4 * posterior.elbo.se
+    phase = posterior.get_samples(4000)["phase"]
+    assert (phase.abs() <= math.pi).all()
+    for k in (1, 2, 3):  # trigonometric moments: those that are not multiples of ``times`` cancel between the modes
+        for wave_of in (torch.cos, torch.sin):
+            assert wave_of(k * phase).mean() == pytest.approx(float((wave_of(k * angles) * weights).sum()), abs=0.07)
+    if times == 1:
+        assert (phase > 3).any() and (phase < -3).any()
+        table = posterior.summary(2000)
+        assert table.loc["phase", "sd"] < 0.3 and abs(table.loc["phase", "mean"]) > 2.8
+
+
+def test_flow_vi_finds_the_antipode():
+    """Squares of heights do not tell a direction from its opposite: both are drawn, and the evidence counts both."""
+    axes = torch.randn(30, 3)
+    y = (axes @ Sphere(3).random_uniform()) ** 2 + 0.8 * torch.randn(30)
+
+    def axial(y):
+        x = pyro.sample("x", UniformSphere(3))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal((axes * x.unsqueeze(-2)).sum(-1) ** 2, 0.8), obs=y)
+
+    posterior = fit(axial, y, max_steps=100)
+    points, weights = Sphere(3).quadrature(400)
+    guide = AutoManifoldFlow(axial).setup(y)
+    evidence = float((LogJoint(axial, guide, (y,))(points) + weights.log()).logsumexp(0))
+    assert abs(posterior.log_evidence.mean - evidence) < max(4 * posterior.log_evidence.se, 2e-3)
+    x = posterior.get_samples(2000)["x"]
+    assert 0.3 < (x @ x[0] > 0).double().mean() < 0.7
+
+
+def test_flow_vi_takes_angles_that_depend_on_each_other():
+    def model(x, y):
+        kappa = pyro.sample("kappa", dist.LogNormal(0.0, 1.0))
+        a, b = (pyro.sample(name, dist.VonMises(0.0, 0.1)) for name in "ab")
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.VonMises(a, kappa), obs=x)
+            pyro.sample("y", dist.VonMises(a + b, kappa), obs=y)
+
+    x = dist.VonMises(3.0, 2.0).sample((15,))
+    y = dist.VonMises(2.2 + 0.6 * torch.sin(x - 3.0), 2.0).sample()
+    posterior = fit(model, x, y, max_steps=400)
+    assert posterior.ess > 0.8 and posterior.verdict != "poor"
+    assert posterior.log_evidence.mean - posterior.elbo.mean < 0.15
 
 
 def test_a_model_of_plain_sites_keeps_its_guide_and_its_random_numbers():

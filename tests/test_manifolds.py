@@ -136,7 +136,7 @@ def test_flows_of_angles_integrate_to_one(name):
         case = ManifoldInstance("", lambda make=make, d=d: make(CIRCLE[name], d), d, manifold=M.Torus(d), **gentle)
         flow = pf.Flow(M.Uniform(M.Torus(d)), perturbed(case)).double()
         with torch.no_grad():
-            if name == "circular" and d == 2:  # a spline has kinks along curves
+            if name in ("circular", "gather") and d == 2:  # a spline has kinks along curves, a gathering one at the seam
                 found = integral(flow().log_prob, M.Torus(2))
             else:
                 found = total(flow(), M.Torus(d), 20_000 if d == 1 else 200)

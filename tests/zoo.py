@@ -111,7 +111,7 @@ UNIVARIATES = {
     ),
 }
 # Of the circle and of an interval, not of the line: test_univariate.py and test_manifolds.py have their own checks of them.
-CIRCLE = {"circular": U.CircularSpline(bins=4), "mobius": U.MobiusMixture(3), "shift": U.CircularShift()}
+CIRCLE = {"circular": U.CircularSpline(bins=4), "mobius": U.MobiusMixture(3), "shift": U.CircularShift(), "gather": U.CircularGather()}
 INTERVAL = {"interval": U.IntervalSpline(bins=4)}
 NOT_MAPS = (U.Univariate, U.InvertedByRoot)  # the protocol, and the half of a map
 

@@ -182,8 +182,11 @@ class AutoFlow(AutoContinuous):
         return z, 0.0
 
     @torch.no_grad()
-    def place(self, loc: Tensor, scale_tril: Tensor) -> None:
-        """Start at the Gaussian ``N(loc, scale_tril scale_tril^T)`` over :meth:`lift`'s points: the affine layer is set to the identity."""
+    def place(self, loc: Tensor, scale_tril: Tensor, log_density: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Start at the Gaussian ``N(loc, scale_tril scale_tril^T)`` over :meth:`lift`'s points: the affine layer is set to the identity.
+
+        A ``log_density`` of those points is for guides that look for other modes; this one does not.
+        """
         self.standardize.set(loc, scale_tril)
         for parameter in self.affine.parameters():
             parameter.zero_()

@@ -18,9 +18,11 @@ from ..distributions import Flow
 from ..errors import OptionError
 from ..manifolds import Sphere, Torus, manifold_of
 from ..transforms import Compose, FlowTransform, Standardize
+from .angle_layers import AnglePlaces, angle_shapes
+from .angle_profiles import go_round
 from .auto_flow import AutoFlow
+from .direction_layers import DirectionPlaces, DirectionShapes, look_around
 from .joint import Block, JointBase, JointTransform
-from .manifold_layers import AnglePlaces, DirectionPlaces, DirectionShapes, angle_shapes
 from .sites import LatentSite, read_sites, unwrapped
 
 __all__ = ["AutoManifoldFlow", "auto_guide"]
@@ -164,25 +166,36 @@ class AutoManifoldFlow(AutoFlow):
         return torch.cat(runs, -1), extra
 
     @torch.no_grad()
-    def place(self, loc: Tensor, scale_tril: Tensor) -> None:
-        """Start at a Gaussian over :meth:`lift`'s points: Euclidean sites at their marginal, others around its mean with its spread."""
+    def place(self, loc: Tensor, scale_tril: Tensor, log_density: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Start at a Gaussian over :meth:`lift`'s points: that of numbers and angles, directions around its mean with its spread.
+
+        With a ``log_density`` of such points other modes of angles and directions, each by itself, are looked for first.
+        """
+        numbers: Tensor | None = None  # the rows of those before
         for block, layers in self._parts:
             index = block.index.to(loc.device)
             rows, centre = scale_tril[index], loc[index]
             if block.manifold is None:
-                r = torch.linalg.qr(rows.mT).R
-                layers[-1].set(centre, (r * r.diagonal().sign().unsqueeze(-1)).mT)  # type: ignore[operator]
+                layers[-1].set(centre, _triangle(rows))  # type: ignore[operator]
                 for parameter in layers[-2].parameters():
                     parameter.zero_()
+                numbers = rows
             elif isinstance(block.manifold, Torus):
-                layers[-1].place(centre, rows.norm(dim=-1))  # type: ignore[operator]
+                seen = 0 if numbers is None else len(numbers)
+                joint = _triangle(rows if numbers is None else torch.cat([numbers, rows]))
+                profiles = None if log_density is None else go_round(log_density, loc, index) * _flatter(scale_tril, index)
+                layers[-1].place(centre, joint[seen:, :seen], joint[seen:, seen:], profiles)  # type: ignore[operator]
             else:
                 n = block.manifold.size
                 centre, rows = centre.unflatten(0, (-1, n)), rows.unflatten(0, (-1, n))
-                length = centre.norm(dim=-1)
-                along = (centre.unsqueeze(-1) * rows).sum(-2) / length.unsqueeze(-1)
-                across = (rows.square().sum((-1, -2)) - along.square().sum(-1)).clamp(min=0) / (n - 1)
-                layers[-1].place(centre, across.sqrt() / length)  # type: ignore[operator]
+                length = centre.norm(dim=-1, keepdim=True)
+                poles = centre / length
+                across = block.manifold.tangent_basis(poles).mT @ rows / length.unsqueeze(-1)  # type: ignore[attr-defined]
+                root = _triangle(across)
+                others = None
+                if log_density is not None:
+                    others = look_around(log_density, loc, index, poles, root.norm(dim=(-1, -2)) / math.sqrt(n - 1))
+                layers[-1].place(poles, root, others)  # type: ignore[operator]
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -220,6 +233,18 @@ class _AsVectors(Messenger):
         if msg["name"] in self.names:
             fn = msg["fn"]
             msg["fn"] = dist.ImproperUniform(constraints.independent(constraints.real, fn.event_dim), fn.batch_shape, fn.event_shape)
+
+
+def _flatter(scale_tril: Tensor, index: Tensor) -> Tensor:
+    """The power that makes a density of a coordinate given all others as wide as its marginal one, ``(k, 1)``."""
+    precision = torch.cholesky_inverse(scale_tril).diagonal()[index]
+    return 1 / (precision * scale_tril[index].square().sum(-1)).unsqueeze(-1)
+
+
+def _triangle(rows: Tensor) -> Tensor:
+    """The Cholesky factor of ``rows rows^T``."""
+    r = torch.linalg.qr(rows.mT).R
+    return (r * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
 
 
 def _index(sites: Sequence[LatentSite]) -> Tensor:

@@ -14,7 +14,6 @@ from torch.distributions import constraints
 from ..distributions import Gaussian
 from ..manifolds import Manifold, Sphere, Uniform
 from ..transforms import FlowTransform
-from .manifold_layers import around
 
 __all__ = ["Block", "JointBase", "JointTransform"]
 
@@ -41,6 +40,11 @@ class Block:
     def num_seen(self) -> int:
         """Size of :meth:`seen`."""
         return len(self.index) * (1 if self.manifold is None or isinstance(self.manifold, Sphere) else 2)
+
+
+def around(angles: Tensor) -> Tensor:
+    """Points of the circle, one after the other: ``(*batch, d) -> (*batch, 2 d)``."""
+    return torch.stack([angles.cos(), angles.sin()], -1).flatten(-2)
 
 
 class _Support(constraints.Constraint):

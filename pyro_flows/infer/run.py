@@ -122,6 +122,10 @@ class Run:
             z, extra = guide.lift(points)
             return log_joint(z) + extra
 
+        def counted(points: Tensor) -> Tensor:
+            self.evaluations += len(points)
+            return density(points)
+
         def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
             gradient, value = torch.func.grad_and_value(lambda point: -density(point.unsqueeze(0))[0])(z)
             return value, gradient
@@ -130,7 +134,7 @@ class Run:
         noise = torch.randn(256, len(centre)).to(centre)
         start, count = find_start(density, engine, points, float(guide.config["init_scale"]), noise)  # type: ignore[arg-type]
         self.evaluations += count
-        guide.place(start.loc, start.scale_tril)
+        guide.place(start.loc, start.scale_tril, counted)
         logger.info("warm start: %s, ELBO %.3f", start.source, start.elbo)
         self.history.append({"stage": "warm start", "step": 0, "elbo": start.elbo, "source": start.source})
 

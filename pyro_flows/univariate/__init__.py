@@ -2,7 +2,7 @@
 
 from .affine import Affine, Shift, soft_clamp
 from .base import InvertedByRoot, Univariate
-from .circle import CircularShift, MobiusMixture
+from .circle import CircularGather, CircularShift, MobiusMixture
 from .circular import CircularSpline
 from .deep_sigmoid import DeepSigmoid
 from .gaussianization import Gaussianization
@@ -20,6 +20,7 @@ __all__ = [
     "Affine",
     "RationalQuadraticSpline",
     "CircularSpline",
+    "CircularGather",
     "CircularShift",
     "MobiusMixture",
     "IntervalSpline",

@@ -1,0 +1,119 @@
+"""The block of an AutoManifoldFlow that lives on a torus: where angles lie, how they spread and turn each other, and what shapes they take."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..manifolds import ManifoldTransform, Torus, TorusCoupling, TorusElementwise
+from ..nets import Hypernetwork
+from ..transforms import Compose, FlowTransform
+from ..univariate import CircularGather, CircularSpline
+from .angle_profiles import AngleProfiles
+
+__all__ = ["AnglePlaces", "angle_shapes"]
+
+_TORUS_1 = Torus(1)
+_WIDE = 1.0  # radians: from here on an angle goes all the way round
+_TAIL = 12.0  # minus the log weight of the tails of a place, at first
+_REACH, _NEGLIGIBLE = 5.0, 1e-3  # standard deviations, and the share of the mass beyond them that means another mode
+_TURNING_UP_TO = 300  # angles: beyond it the turns, one number a pair, are left out
+
+
+class AnglePlaces(ManifoldTransform):
+    r"""Gathers each of several uniform angles around a place of its own, and lets them turn each other.
+
+    .. math:: g_i = \mathrm{gather}(\mathrm{profile}_i(\theta_i); \eta_i(c)), \qquad \theta'_i = \mu_i + g_i + \sum_{j<i} W_{ij} \sin g_j
+
+    With :class:`~pyro_flows.univariate.CircularGather`, whose parameters :math:`\eta` are linear in the context, a turn among them, after
+    :class:`~pyro_flows.guides.angle_profiles.AngleProfiles`. Any narrow normal distribution of context and angles is such a place, all correlations
+    included. Places and profiles are buffers; everything starts at the identity.
+
+    Args:
+        dim: number of angles.
+        context_dim: size of the context; 0 for none.
+
+    Cost: one pass forward, which is sampling; ``dim`` short steps and a root back.
+    """
+
+    poles: Tensor
+
+    def __init__(self, dim: int, context_dim: int) -> None:
+        super().__init__(Torus(dim), context_dim)
+        self.gather, self.profiles = CircularGather(), AngleProfiles(dim)
+        self.params = Hypernetwork((dim, self.gather.num_params), context_dim)
+        self.turns = nn.Parameter(torch.zeros(dim, dim)) if 1 < dim <= _TURNING_UP_TO else None
+        self.register_buffer("poles", torch.zeros(dim))
+
+    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, ladj = self.profiles.forward_and_ladj(x)
+        y, log_slope = self.gather.forward(x, self.params(context).expand(*x.shape, -1))
+        turned = y if self.turns is None else y + y.sin() @ self.turns.tril(-1).mT
+        return _TORUS_1.project(self.poles + turned), log_slope.sum(-1) + ladj
+
+    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = y - self.poles
+        if self.turns is not None:
+            turns, before = self.turns.tril(-1), y[..., :1]
+            for i in range(1, self.dim):
+                before = torch.cat([before, (y[..., i] - before.sin() @ turns[i, :i]).unsqueeze(-1)], -1)
+            y = before
+        x, log_slope = self.gather.inverse(_TORUS_1.project(y), self.params(context).expand(*y.shape, -1))
+        x, ladj = self.profiles.inverse_and_ladj(x)
+        return x, log_slope.sum(-1) + ladj
+
+    @torch.no_grad()
+    def place(self, poles: Tensor, on_context: Tensor | None = None, scale_tril: Tensor | None = None, profiles: Tensor | None = None) -> None:
+        """Start as a normal distribution of angles around ``poles (dim,)``.
+
+        Args:
+            poles: the places.
+            on_context: how angles turn with each coordinate of the context, ``(dim, context_dim)``.
+            scale_tril: Cholesky factor of their covariance given the context, ``(dim, dim)``, radians.
+            profiles: the log density of each angle given all else, ``(dim, 256)``, from :func:`~pyro_flows.guides.angle_profiles.go_round`.
+
+        An angle that spreads widely, or has mass far away in its profile, starts with that profile instead, independent of all others; without one,
+        evenly everywhere, as all do without a ``scale_tril``.
+        """
+        self.poles.copy_(_TORUS_1.project(poles))
+        for parameter in self.parameters():
+            parameter.zero_()
+        self.profiles.tabulate(torch.zeros_like(self.profiles.density))
+        if scale_tril is None or on_context is None:
+            return
+        whole = torch.cat([on_context, scale_tril], -1)
+        spread, own = whole.norm(dim=-1), scale_tril.diagonal()
+        narrow = spread < _WIDE
+        if profiles is not None:
+            narrow = narrow & (_far_mass(profiles, spread) < _NEGLIGIBLE)
+            self.profiles.tabulate(torch.where(narrow.unsqueeze(-1), 0.0, profiles))
+        both = narrow & narrow.unsqueeze(-1)
+        turns = torch.where(both, scale_tril / own, 0.0).tril(-1)
+        radius = own / (math.sqrt(2 * math.pi) * -math.expm1(-_TAIL))
+        gathered = torch.stack([radius.clamp(min=1e-6).log(), torch.full_like(own, _TAIL)], -1)
+        self.params.bias[:, :2] = torch.where(narrow.unsqueeze(-1), gathered, 0.0)
+        if self.params.linear is not None:  # what the turns do not pass on
+            unit = turns + torch.eye(self.dim).to(turns)
+            own_turns = torch.linalg.solve_triangular(unit, torch.where(narrow.unsqueeze(-1), on_context, 0.0), upper=False, unitriangular=True)
+            self.params.linear.weight.view(self.dim, self.gather.num_params, -1)[:, 2] = own_turns
+        if self.turns is not None:
+            self.turns.copy_(turns)
+
+
+def _far_mass(profiles: Tensor, spread: Tensor) -> Tensor:
+    """The share of each profile that lies farther from its middle than a normal distribution of that spread reaches."""
+    count = profiles.shape[-1]
+    distance = (torch.arange(count, device=profiles.device) - count // 2).abs() * (2 * math.pi / count)
+    far = distance > (_REACH * spread).clamp(min=4 * math.pi / count).unsqueeze(-1)
+    return (profiles.softmax(-1) * far).sum(-1)
+
+
+def angle_shapes(dim: int, context_dim: int) -> FlowTransform:
+    """Couplings of all angles by circular splines, then a spline for each. Starts at the identity."""
+    layers: list[FlowTransform] = []
+    if dim > 1:
+        even = torch.arange(dim) % 2 == 0
+        layers = [TorusCoupling(CircularSpline(), dim, moved, context_dim) for moved in (even, ~even, even, ~even)]
+    return Compose([*layers, TorusElementwise(CircularSpline(), dim, context_dim)])

@@ -1,0 +1,213 @@
+"""The blocks of an AutoManifoldFlow that live on spheres: where the directions of a site lie, and how they are spread around there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..manifolds import AxisFlow, NormalizedAffine, Sphere
+from ..manifolds.sphere_maps import mobius, unit
+from ..manifolds.transform import widened
+from ..nets import Hypernetwork
+from ..numerics import invert_monotone
+from ..transforms import Compose, FlowTransform
+
+__all__ = ["DirectionPlaces", "DirectionShapes", "Others", "look_around"]
+
+_FEATURES, _WIDTH = 16, 64
+_NARROW = 0.25  # radians: below it training from an even start would take long, and Laplace's approximation of one mode is trusted
+
+_TAIL = 12.0  # minus the log weight of the tails between two places, at first
+_LOOKS, _DROP, _REACH = 1024, 4.0, 5.0  # up to so many nats below the top is another mode, beyond so many standard deviations
+
+class DirectionPlaces(FlowTransform):
+    r"""Gathers each of several uniform directions around a place of its own, or around it and its antipode.
+
+    First towards both ends of the first axis, with tails as thin as a normal distribution's,
+
+    .. math:: (c, v) \mapsto \frac{(c, \rho v)}{|(c, \rho v)|}, \qquad
+        \rho = e^a \left(e^{-b} + (1 - e^{-b}) \sqrt{\log(1 + t^2)}\, /\, t\right), \quad t = |v| / |c|,
+
+    then towards one of them by a Möbius map; then a fixed linear map rotates it and stretches it across.
+
+    Args:
+        n: number of coordinates of one direction.
+        count: number of directions.
+        context_dim: size of the context that the maps depend on (linearly); 0 for none.
+
+    Points are ``(*batch, count * n)``, one direction after the other. The linear maps are buffers, identities until :meth:`place`; the
+    others start at the identity.
+    """
+
+    frames: Tensor
+
+    def __init__(self, n: int, count: int, context_dim: int) -> None:
+        super().__init__(n * count, context_dim)
+        self.n, self.count = n, count
+        self.params = Hypernetwork((count, n + 2), context_dim)  # the pull, a and b
+        self.register_buffer("frames", torch.eye(n).repeat(count, 1, 1))
+
+    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        wide, params, frames = widened(x.unflatten(-1, (self.count, self.n)), self.params(context), self.frames)
+        halves, first = _to_both_ends(wide, params[..., -2:])
+        one, second = mobius(halves, -params[..., :-2])
+        y = (frames @ one.unsqueeze(-1)).squeeze(-1)
+        return unit(y).flatten(-2).to(x), (first + second - self.n * _log_length(y)).sum(-1).to(x)
+
+    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        wide, params, frames = widened(y.unflatten(-1, (self.count, self.n)), self.params(context), self.frames)
+        one = (torch.linalg.inv(frames) @ wide.unsqueeze(-1)).squeeze(-1)
+        halves, second = mobius(unit(one), params[..., :-2])
+        x, first = _from_both_ends(halves, params[..., -2:])
+        return x.flatten(-2).to(y), (first + second - self.n * _log_length(one)).sum(-1).to(y)
+
+    @property
+    def poles(self) -> Tensor:
+        """The places, ``(count, n)``."""
+        return self.frames[..., 0]
+
+    @torch.no_grad()
+    def place(self, poles: Tensor, root: Tensor | None = None, others: Others | None = None) -> None:
+        """Put directions around some points.
+
+        Args:
+            poles: the points, ``(count, n)``.
+            root: Cholesky factors of the covariances there, in radians along the sphere's ``tangent_basis``, ``(count, n - 1, n - 1)``.
+            others: which other modes there are.
+
+        A direction that is spread widely starts evenly everywhere, as all do without a ``root``; so does one with modes elsewhere than around its
+        point and the antipode.
+        """
+        poles = unit(poles)
+        self.frames.copy_(torch.cat([poles.unsqueeze(-1), Sphere(self.n).tangent_basis(poles)], -1))
+        for parameter in self.params.parameters():
+            parameter.zero_()
+        if root is None:
+            return
+        k = self.n - 1
+        log_size = root.diagonal(dim1=-2, dim2=-1).log().mean(-1)
+        narrow = root.square().sum((-1, -2)) < k * _NARROW**2
+        two = torch.zeros_like(narrow) if others is None else others.antipode
+        if others is not None:
+            narrow = narrow & ~others.elsewhere
+        shape = torch.where(narrow[:, None, None], root / log_size.exp()[:, None, None], torch.eye(k).to(root))
+        self.frames[..., 1:] = self.frames[..., 1:] @ shape
+        median = (log_size.exp() * math.sqrt(k) * (1 - 2 / (9 * k)) ** 1.5).clamp(min=1e-6, max=1.5)  # of the angle to the pole of a normal one
+        shrink = (median / 2).tan()  # half of a uniform distribution lies within a right angle
+        height = 0.6745 / math.sqrt(self.n - 1.15)  # and half of each hemisphere about as high
+        drawn = median.tan() / (math.sqrt(-2 * math.log(height)) * -math.expm1(-_TAIL))
+        self.params.bias[:, 0] = torch.where(narrow & ~two, (1 - shrink) / (2 * shrink.sqrt()), 0.0)
+        self.params.bias[:, -2] = torch.where(narrow & two, drawn.log(), 0.0)
+        self.params.bias[:, -1] = torch.where(narrow & two, _TAIL, 0.0)
+
+
+def _log_length(x: Tensor) -> Tensor:
+    return 0.5 * x.square().sum(-1).log()
+
+
+def _ratio(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    """How much a tangent whose square is ``v`` is scaled towards the axis, and the slope there."""
+    a, b = params.unbind(-1)
+    v = v.clamp(min=1e-30)
+    score = (v.log1p() / v).sqrt()
+    tail, normal = (-b).exp(), -torch.expm1(-b)
+    return a.exp() * (tail + normal * score), a.exp() * (tail + normal / ((1 + v) * score))
+
+
+def _tangent(x: Tensor) -> Tensor:
+    """The square of the tangent of the angle to the first axis."""
+    return x[..., 1:].square().sum(-1) / x[..., 0].square().clamp(min=1e-280)
+
+
+def _to_both_ends(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    """The first map of :class:`DirectionPlaces`, of each of several directions, and the log ratio of volumes."""
+    n, v = x.shape[-1], _tangent(x)
+    ratio, slope = _ratio(v, params)
+    y = unit(torch.cat([x[..., :1], ratio.unsqueeze(-1) * x[..., 1:]], -1))
+    return y, (n - 2) * ratio.log() + slope.log() + 0.5 * n * (v.log1p() - (ratio * ratio * v).log1p())
+
+
+def _from_both_ends(y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    there = _tangent(y).sqrt()
+    t = invert_monotone(_scaled, there, params.expand(*there.shape, 2))
+    ratio = there.clamp(min=1e-140) / t.clamp(min=1e-140)
+    x = unit(torch.cat([ratio.unsqueeze(-1) * y[..., :1], y[..., 1:]], -1))
+    return x, -_to_both_ends(x, params)[1]
+
+
+def _scaled(t: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    ratio, slope = _ratio(t * t, params)
+    return t * ratio, slope.log()
+
+
+class Others(NamedTuple):
+    """Whether a density has modes away from the places of directions, ``(count,)`` each."""
+
+    antipode: Tensor
+    elsewhere: Tensor
+
+
+@torch.no_grad()
+def look_around(log_density: Callable[[Tensor], Tensor], loc: Tensor, index: Tensor, poles: Tensor, spread: Tensor) -> Others:
+    """Look for other modes of each of several directions while nothing else moves: at 1024 random ones, and at the antipode.
+
+    Args:
+        log_density: ``(N, d) -> (N,)``.
+        loc: where all other coordinates stay, ``(d,)``.
+        index: places of the directions' coordinates in it, ``(count * n,)``.
+        poles: where the directions lie, ``(count, n)``.
+        spread: their standard deviations there in radians, ``(count,)``.
+
+    Cost: 1026 evaluations a direction. Modes that are much narrower than a tenth of a radian may be missed, but for the antipode.
+    """
+    n, found = poles.shape[-1], []
+    for pole, own, width in zip(poles, index.unflatten(0, (-1, n)), spread, strict=True):
+        directions = torch.cat([pole[None], -pole[None], Sphere(n).random_uniform((_LOOKS,)).to(pole)])
+        points = loc.repeat(len(directions), 1)
+        points[:, own] = directions
+        high = log_density(points)
+        high = high > high[~high.isnan()].max() - _DROP
+        near = _REACH * width.clamp(min=0.02)
+        angle = (directions @ pole).clamp(-1, 1).acos()
+        found.append(torch.stack([(high & (math.pi - angle < near)).any(), (high & (angle > near) & (math.pi - angle > near)).any()]))
+    return Others(*torch.stack(found, -1).unbind())
+
+
+class DirectionShapes(FlowTransform):
+    """Reshapes each of several uniform directions by layers that they share, given features that each has of its own.
+
+    Args:
+        n, count, context_dim: as those of :class:`DirectionPlaces`.
+        layers: number of pairs of an affine map and a spline of heights; the last spline is around the first axis, where the places are.
+
+    Starts at the identity.
+    """
+
+    def __init__(self, n: int, count: int, context_dim: int, layers: int = 3) -> None:
+        super().__init__(n * count, context_dim)
+        self.n, self.count = n, count
+        self.features = nn.Parameter(torch.randn(count, _FEATURES))
+        self.net = None
+        if context_dim:
+            self.net = nn.Sequential(nn.Linear(context_dim, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, count * _FEATURES))
+        parts = [layer(n, _FEATURES) for _ in range(layers) for layer in (NormalizedAffine, AxisFlow)]
+        with torch.no_grad():
+            parts[-1].params.bias[-n:] = torch.eye(n)[0]  # type: ignore[union-attr]
+        self.layers = Compose(parts)  # type: ignore[arg-type]
+
+    def _features(self, context: Tensor | None) -> Tensor:
+        if self.net is None or context is None:
+            return self.features
+        return self.features + self.net(context).unflatten(-1, self.features.shape)
+
+    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, ladj = self.layers.forward_and_ladj(x.unflatten(-1, (self.count, self.n)), self._features(context))
+        return y.flatten(-2), ladj.sum(-1)
+
+    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, ladj = self.layers.inverse_and_ladj(y.unflatten(-1, (self.count, self.n)), self._features(context))
+        return x.flatten(-2), ladj.sum(-1)
