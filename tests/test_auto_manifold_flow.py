@@ -25,7 +25,7 @@ from pyro_flows.errors import ConvergenceWarning, ModelError, OptionError, Suppo
 from pyro_flows.guides import init_to_typical
 from pyro_flows.guides.angle_layers import AnglePlaces, angle_shapes
 from pyro_flows.guides.angle_profiles import AngleProfiles
-from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes
+from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes, Others
 from pyro_flows.infer.log_joint import LogJoint
 from pyro_flows.manifolds import Product, Sphere, Torus, Uniform, UniformSphere, VonMisesFisher, log_volume_ratio, manifold_of
 from pyro_flows.transforms import Affine
@@ -104,6 +104,20 @@ def test_layers_change_volumes_as_they_say(name, context_dim):
             manifold.project(back - x[i]) if isinstance(manifold, Torus) else back, 0 * x[i] if isinstance(manifold, Torus) else x[i]
         )
         torch.testing.assert_close(inverse_ladj, -ladj)
+
+
+@pytest.mark.parametrize("antipode", (False, True))
+@pytest.mark.parametrize("n", (2, 3, 5))
+def test_poles_and_equators_have_gradients(n, antipode):
+    places = DirectionPlaces(n, 1, 0)
+    places.place(torch.eye(n)[-1:], 1e-3 * torch.eye(n - 1)[None], Others(torch.tensor([antipode]), torch.tensor([False])))
+    special = torch.cat([torch.eye(n), -torch.eye(n)]).requires_grad_()
+    y, ladj = places.forward_and_ladj(special)
+    back, inverse_ladj = places.inverse_and_ladj(y)
+    torch.testing.assert_close(back, special)
+    torch.testing.assert_close(inverse_ladj, -ladj)
+    for value in (y.sum() + ladj.sum(), back.sum() + inverse_ladj.sum()):
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, (special, *places.parameters()), retain_graph=True))
 
 
 def test_several_directions_are_those_of_one_side_by_side():

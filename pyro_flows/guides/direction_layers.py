@@ -112,7 +112,7 @@ def _log_length(x: Tensor) -> Tensor:
 def _ratio(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """How much a tangent whose square is ``v`` is scaled towards the axis, and the slope there."""
     a, b = params.unbind(-1)
-    v = v.clamp(min=1e-30)
+    v = v.clamp(min=1e-60)
     score = (v.log1p() / v).sqrt()
     tail, normal = (-b).exp(), -torch.expm1(-b)
     return a.exp() * (tail + normal * score), a.exp() * (tail + normal / ((1 + v) * score))
@@ -120,7 +120,7 @@ def _ratio(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 
 def _tangent(x: Tensor) -> Tensor:
     """The square of the tangent of the angle to the first axis."""
-    return x[..., 1:].square().sum(-1) / x[..., 0].square().clamp(min=1e-280)
+    return x[..., 1:].square().sum(-1) / x[..., 0].square().clamp(min=1e-60)
 
 
 def _to_both_ends(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,9 +132,8 @@ def _to_both_ends(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _from_both_ends(y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    there = _tangent(y).sqrt()
-    t = invert_monotone(_scaled, there, params.expand(*there.shape, 2))
-    ratio = there.clamp(min=1e-140) / t.clamp(min=1e-140)
+    there = _tangent(y).clamp(min=1e-60).sqrt()
+    ratio = there / invert_monotone(_scaled, there, params.expand(*there.shape, 2))
     x = unit(torch.cat([ratio.unsqueeze(-1) * y[..., :1], y[..., 1:]], -1))
     return x, -_to_both_ends(x, params)[1]
 
