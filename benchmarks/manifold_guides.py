@@ -70,7 +70,7 @@ def by_svi(args: tuple[Tensor, Tensor], seed: int) -> Tensor:
     guide, steps = pf.AutoManifoldFlow(model).setup(*args), 1500
 
     def rates(name: str) -> dict[str, float]:
-        nets = any(part in name for part in (".net.", ".layers.", ".pull."))
+        nets = any(part in name for part in (".net.", ".layers.", ".params."))
         return {"lr": 2e-3 if nets else 1e-2, "lrd": 0.05 ** (1 / steps), "clip_norm": 10.0}
 
     svi = SVI(model, guide, pyro.optim.ClippedAdam(rates), Trace_ELBO(num_particles=64, vectorize_particles=True, max_plate_nesting=1))
@@ -95,7 +95,7 @@ def main() -> None:
     """Run the comparison and write its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--draws", type=int, default=2000, help="of NUTS, after 300 of warm-up")
+    parser.add_argument("--draws", type=int, default=4000, help="of NUTS, after 300 of warm-up")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)

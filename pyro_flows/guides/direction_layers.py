@@ -13,26 +13,21 @@ from ..manifolds import AxisFlow, NormalizedAffine, Sphere
 from ..manifolds.sphere_maps import mobius, unit
 from ..manifolds.transform import widened
 from ..nets import Hypernetwork
-from ..numerics import invert_monotone
 from ..transforms import Compose, FlowTransform
 
 __all__ = ["DirectionPlaces", "DirectionShapes", "Others", "look_around"]
 
 _FEATURES, _WIDTH = 16, 64
 _NARROW = 0.25  # radians: below it training from an even start would take long, and Laplace's approximation of one mode is trusted
-
-_TAIL = 12.0  # minus the log weight of the tails between two places, at first
 _LOOKS, _DROP, _REACH = 1024, 4.0, 5.0  # up to so many nats below the top is another mode, beyond so many standard deviations
+
 
 class DirectionPlaces(FlowTransform):
     r"""Gathers each of several uniform directions around a place of its own, or around it and its antipode.
 
-    First towards both ends of the first axis, with tails as thin as a normal distribution's,
-
-    .. math:: (c, v) \mapsto \frac{(c, \rho v)}{|(c, \rho v)|}, \qquad
-        \rho = e^a \left(e^{-b} + (1 - e^{-b}) \sqrt{\log(1 + t^2)}\, /\, t\right), \quad t = |v| / |c|,
-
-    then towards one of them by a Möbius map; then a fixed linear map rotates it and stretches it across.
+    First towards both ends of the first axis: the height :math:`c` along it becomes :math:`\pm|c|^s`, and nothing turns around it. Uniform
+    directions then have, where :math:`s` is small, nearly a normal distribution around each end. Next towards one of the ends by a Möbius map; last,
+    a fixed linear map rotates the axis to its place and stretches what lies across.
 
     Args:
         n: number of coordinates of one direction.
@@ -48,21 +43,21 @@ class DirectionPlaces(FlowTransform):
     def __init__(self, n: int, count: int, context_dim: int) -> None:
         super().__init__(n * count, context_dim)
         self.n, self.count = n, count
-        self.params = Hypernetwork((count, n + 2), context_dim)  # the pull, a and b
+        self.params = Hypernetwork((count, n + 1), context_dim)  # the pull, and log s
         self.register_buffer("frames", torch.eye(n).repeat(count, 1, 1))
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         wide, params, frames = widened(x.unflatten(-1, (self.count, self.n)), self.params(context), self.frames)
-        halves, first = _to_both_ends(wide, params[..., -2:])
-        one, second = mobius(halves, -params[..., :-2])
+        halves, first = _to_both_ends(wide, _power(params[..., -1]))
+        one, second = mobius(halves, -params[..., :-1])
         y = (frames @ one.unsqueeze(-1)).squeeze(-1)
         return unit(y).flatten(-2).to(x), (first + second - self.n * _log_length(y)).sum(-1).to(x)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         wide, params, frames = widened(y.unflatten(-1, (self.count, self.n)), self.params(context), self.frames)
         one = (torch.linalg.inv(frames) @ wide.unsqueeze(-1)).squeeze(-1)
-        halves, second = mobius(unit(one), params[..., :-2])
-        x, first = _from_both_ends(halves, params[..., -2:])
+        halves, second = mobius(unit(one), params[..., :-1])
+        x, first = _to_both_ends(halves, 1 / _power(params[..., -1]))
         return x.flatten(-2).to(y), (first + second - self.n * _log_length(one)).sum(-1).to(y)
 
     @property
@@ -99,48 +94,29 @@ class DirectionPlaces(FlowTransform):
         median = (log_size.exp() * math.sqrt(k) * (1 - 2 / (9 * k)) ** 1.5).clamp(min=1e-6, max=1.5)  # of the angle to the pole of a normal one
         shrink = (median / 2).tan()  # half of a uniform distribution lies within a right angle
         height = 0.6745 / math.sqrt(self.n - 1.15)  # and half of each hemisphere about as high
-        drawn = median.tan() / (math.sqrt(-2 * math.log(height)) * -math.expm1(-_TAIL))
+        power = median.cos().log() / math.log(height)
         self.params.bias[:, 0] = torch.where(narrow & ~two, (1 - shrink) / (2 * shrink.sqrt()), 0.0)
-        self.params.bias[:, -2] = torch.where(narrow & two, drawn.log(), 0.0)
-        self.params.bias[:, -1] = torch.where(narrow & two, _TAIL, 0.0)
+        self.params.bias[:, -1] = torch.where(narrow & two, power.log(), 0.0)
 
 
 def _log_length(x: Tensor) -> Tensor:
     return 0.5 * x.square().sum(-1).log()
 
 
-def _ratio(v: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    """How much a tangent whose square is ``v`` is scaled towards the axis, and the slope there."""
-    a, b = params.unbind(-1)
-    v = v.clamp(min=1e-60)
-    score = (v.log1p() / v).sqrt()
-    tail, normal = (-b).exp(), -torch.expm1(-b)
-    return a.exp() * (tail + normal * score), a.exp() * (tail + normal / ((1 + v) * score))
+def _power(raw: Tensor) -> Tensor:
+    """Above zero, and at most e: higher powers take heights that differ to the same zero."""
+    return torch.where(raw < 0, raw, raw.tanh()).exp()
 
 
-def _tangent(x: Tensor) -> Tensor:
-    """The square of the tangent of the angle to the first axis."""
-    return x[..., 1:].square().sum(-1) / x[..., 0].square().clamp(min=1e-60)
-
-
-def _to_both_ends(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    """The first map of :class:`DirectionPlaces`, of each of several directions, and the log ratio of volumes."""
-    n, v = x.shape[-1], _tangent(x)
-    ratio, slope = _ratio(v, params)
-    y = unit(torch.cat([x[..., :1], ratio.unsqueeze(-1) * x[..., 1:]], -1))
-    return y, (n - 2) * ratio.log() + slope.log() + 0.5 * n * (v.log1p() - (ratio * ratio * v).log1p())
-
-
-def _from_both_ends(y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    there = _tangent(y).clamp(min=1e-60).sqrt()
-    ratio = there / invert_monotone(_scaled, there, params.expand(*there.shape, 2))
-    x = unit(torch.cat([ratio.unsqueeze(-1) * y[..., :1], y[..., 1:]], -1))
-    return x, -_to_both_ends(x, params)[1]
-
-
-def _scaled(t: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    ratio, slope = _ratio(t * t, params)
-    return t * ratio, slope.log()
+def _to_both_ends(x: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    """Raises heights along the first axis to a power, and the log ratio of volumes; inverted by the inverse power."""
+    n, flat, square = x.shape[-1], x[..., 1:].square().sum(-1).clamp(min=1e-60), x[..., 0].square().clamp(min=1e-60)
+    near = flat < 0.5  # to an end, where the height is known by what lies across
+    log_square = torch.where(near, (-torch.where(near, flat, 0.5)).log1p(), square.log())
+    ratio = -(power * log_square).expm1() / flat  # of squares of what lies across
+    height = x[..., 0].sign() * (0.5 * power * log_square).exp()
+    y = torch.cat([height.unsqueeze(-1), ratio.sqrt().unsqueeze(-1) * x[..., 1:]], -1)
+    return y, power.log() + 0.5 * (power - 1) * log_square + 0.5 * (n - 3) * ratio.log()
 
 
 class Others(NamedTuple):
