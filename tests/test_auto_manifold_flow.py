@@ -168,6 +168,9 @@ def test_a_profile_is_drawn_from_its_table():
     flow = pf.Flow(Uniform(Torus(2)), profiles)
     points, weights = Torus(2).quadrature(1024)
     assert (flow().log_prob(points).exp() * weights).sum() == pytest.approx(1, abs=1e-5)
+    lost = torch.tensor([math.nan, 0.0])
+    for way in (profiles.forward_and_ladj, profiles.inverse_and_ladj):
+        assert way(lost)[0].isnan().tolist() == [True, False] and way(lost)[1].isnan()
 
 
 # The guide's density.

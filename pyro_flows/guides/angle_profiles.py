@@ -68,7 +68,7 @@ class AngleProfiles(ManifoldTransform):
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         bins, shape = _by_angle((y + math.pi) / _STEP)
-        k = bins.detach().floor().clamp(0, _BINS - 1).long()
+        k = bins.detach().nan_to_num(0.0).floor().clamp(0, _BINS - 1).long()  # NaN has no bin, and stays NaN
         left, growth = self._bin(k)
         t = bins - k
         below = self._starts().gather(1, k) + _STEP * t * (left + 0.5 * growth * t)
