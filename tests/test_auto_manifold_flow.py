@@ -138,15 +138,17 @@ def test_several_directions_are_those_of_one_side_by_side():
     torch.testing.assert_close(shapes.inverse_and_ladj(both)[1], -ladj)
 
 
-def test_placed_angles_are_normal_with_all_their_correlations():
+@pytest.mark.parametrize("size", (1.0, 1e-3))
+def test_placed_angles_are_normal_with_all_their_correlations(size):
     """Angles around the seam, given two numbers: their covariance is the one asked for."""
-    root = 0.2 * torch.tensor([[1.0, 0.0, 0.0], [-0.8, 0.5, 0.0], [0.3, 0.6, 0.4]])
-    on_context, poles = 0.1 * torch.tensor([[1.0, -0.5], [0.0, 1.0], [2.0, 0.5]]), torch.tensor([3.1, -3.1, 0.5])
+    root = 0.2 * size * torch.tensor([[1.0, 0.0, 0.0], [-0.8, 0.5, 0.0], [0.3, 0.6, 0.4]])
+    on_context, poles = 0.1 * size * torch.tensor([[1.0, -0.5], [0.0, 1.0], [2.0, 0.5]]), torch.tensor([3.1, -3.1, 0.5])
     places = perturbed(AnglePlaces(3, 2))
     places.place(poles, on_context, root)
     context = torch.randn(40_000, 2)
     with torch.no_grad():
         offsets = Torus(3).project(places.forward_and_ladj(Torus(3).random_uniform((40_000,)), context)[0] - poles)
+    offsets, root, on_context = (t / size for t in (offsets, root, on_context))
     torch.testing.assert_close(offsets.mean(0), torch.zeros(3), atol=0.01, rtol=0)
     torch.testing.assert_close(offsets.T.cov(), on_context @ on_context.T + root @ root.T, atol=4e-3, rtol=0)
     regression = torch.linalg.lstsq(context, offsets).solution.T

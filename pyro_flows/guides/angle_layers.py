@@ -91,9 +91,7 @@ class AnglePlaces(ManifoldTransform):
             self.profiles.tabulate(torch.where(narrow.unsqueeze(-1), 0.0, profiles))
         both = narrow & narrow.unsqueeze(-1)
         turns = torch.where(both, scale_tril / own, 0.0).tril(-1)
-        radius = own / (math.sqrt(2 * math.pi) * -math.expm1(-_TAIL))
-        gathered = torch.stack([radius.clamp(min=1e-6).log(), torch.full_like(own, _TAIL)], -1)
-        self.params.bias[:, :2] = torch.where(narrow.unsqueeze(-1), gathered, 0.0)
+        self.params.bias.copy_(torch.where(narrow.unsqueeze(-1), self.gather.around(own, _TAIL), 0.0))
         if self.params.linear is not None:  # what the turns do not pass on
             unit = turns + torch.eye(self.dim).to(turns)
             own_turns = torch.linalg.solve_triangular(unit, torch.where(narrow.unsqueeze(-1), on_context, 0.0), upper=False, unitriangular=True)

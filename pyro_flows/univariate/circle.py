@@ -121,6 +121,13 @@ class CircularGather:
     num_params = 3
     circular: ClassVar[bool] = True
 
+    @staticmethod
+    def around(spread: Tensor, tail: float) -> Tensor:
+        """The parameters that make uniform angles nearly normal: their standard deviation in radians, and minus the log weight of their tails."""
+        radius = spread / (math.sqrt(2 * math.pi) * -math.expm1(-tail))
+        a = radius.clamp(min=1e-6).log() / _NARROWEST
+        return torch.stack([_NARROWEST * a.atanh(), torch.full_like(a, _THINNEST * math.atanh(tail / _THINNEST)), torch.zeros_like(a)], -1)
+
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         t = (0.5 * _wrap(x)).tan()
         there, log_slope = _gather(t, params)
