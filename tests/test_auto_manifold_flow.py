@@ -361,6 +361,26 @@ def test_a_conjugate_direction_and_its_evidence():
     assert (posterior.log_prob({"x": x}) - exact).std() < 0.2
 
 
+def test_a_direction_for_each_group_of_a_plate():
+    """Conjugate and independent: the evidence is the product of three known ones, each direction's mean height known."""
+
+    def grouped(seen):
+        with pyro.plate("groups", 3, dim=-1):
+            x = pyro.sample("x", VonMisesFisher(POLE, KAPPA))
+            with pyro.plate("rows", len(seen), dim=-2):
+                pyro.sample("seen", VonMisesFisher(x, NOISE), obs=seen)
+
+    seen = Sphere(3).project(Sphere(3).random_uniform((3,)).double() + 0.4 * torch.randn(4, 3, 3).double())
+    posterior = fit(grouped, seen, max_steps=250)
+    total = KAPPA * POLE + NOISE * seen.sum(0)
+    size = total.norm(dim=-1)
+    evidence = sum(log_constant(KAPPA) + 4 * log_constant(NOISE) - log_constant(s) for s in size.tolist())
+    assert abs(posterior.log_evidence.mean - evidence) < max(4 * posterior.log_evidence.se, 5e-3)
+    assert posterior.ess > 0.85 and -0.1 < posterior.elbo.mean - evidence < 4 * posterior.elbo.se
+    height = (posterior.get_samples(4000)["x"] * (total / size.unsqueeze(-1))).sum(-1)
+    torch.testing.assert_close(height.mean(0), 1 / size.tanh() - 1 / size, atol=0.1 * float(height.std()), rtol=0)
+
+
 @pytest.fixture(scope="module")
 def fitted():
     return fit(mixed, Y, COUNTS, max_steps=400)
