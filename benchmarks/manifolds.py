@@ -333,7 +333,8 @@ which helps narrow kernels. A density of the volcanoes has no lower bound with t
 What was tried before on flood: 4 layers, nets of (48, 48), 1000 steps at 0.005 (0.76 over 5 seeds, and 0.10 on earthquake), the average of four such
 flows (0.60, one seed); on another split, where 4 layers gave 0.85, three of 48 bins (0.86), training rows with noise added (1.01), and a learned
 mixture of 1,950 kernels as the base (0.98). Depth was missing, and steps:
-nets of (96, 96) and 4000 steps give 0.57 on seed 1, where the row below has 0.62, in 369 CPU-seconds. For RNA: `pf.flows.torus(7, transforms=6, bins=16)`, 1000 steps.
+nets of (96, 96) and 4000 steps give 0.57 on seed 1, where the row below has 0.62, in 369 CPU-seconds.
+For RNA: `pf.flows.torus(7, transforms=6, bins=16)`, 1000 steps.
 
 {likely}
 ## Compositions
