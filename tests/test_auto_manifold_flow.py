@@ -26,7 +26,8 @@ from pyro_flows.errors import ConvergenceWarning, ModelError, OptionError, Suppo
 from pyro_flows.guides import init_to_typical
 from pyro_flows.guides.angle_layers import AnglePlaces, angle_shapes
 from pyro_flows.guides.angle_profiles import AngleProfiles
-from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes, Others
+from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes
+from pyro_flows.guides.modes import Others
 from pyro_flows.infer.log_joint import LogJoint
 from pyro_flows.manifolds import Product, Sphere, Torus, Uniform, UniformSphere, VonMisesFisher, log_volume_ratio, manifold_of
 from pyro_flows.transforms import Affine

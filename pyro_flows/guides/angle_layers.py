@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -12,13 +10,13 @@ from ..nets import Hypernetwork
 from ..transforms import Compose, FlowTransform
 from ..univariate import CircularGather, CircularSpline
 from .angle_profiles import AngleProfiles
+from .modes import far_mass
 
 __all__ = ["AnglePlaces", "angle_shapes"]
 
-_TORUS_1 = Torus(1)
 _WIDE = 1.0  # radians: from here on an angle goes all the way round
 _TAIL = 12.0  # minus the log weight of the tails of a place, at first
-_REACH, _NEGLIGIBLE = 5.0, 1e-3  # standard deviations, and the share of the mass beyond them that means another mode
+_NEGLIGIBLE = 1e-3  # the share of the mass far away that means another mode
 _TURNING_UP_TO = 300  # angles: beyond it the turns, one number a pair, are left out
 
 
@@ -28,8 +26,9 @@ class AnglePlaces(ManifoldTransform):
     .. math:: g_i = \mathrm{gather}(\mathrm{profile}_i(\theta_i); \eta_i(c)), \qquad \theta'_i = \mu_i + g_i + \sum_{j<i} W_{ij} \sin g_j
 
     With :class:`~pyro_flows.univariate.CircularGather`, whose parameters :math:`\eta` are linear in the context, a turn among them, after
-    :class:`~pyro_flows.guides.angle_profiles.AngleProfiles`. Any narrow normal distribution of context and angles is such a place, all correlations
-    included. Places and profiles are buffers; everything starts at the identity.
+    :class:`~pyro_flows.guides.angle_profiles.AngleProfiles`. A narrow normal distribution of context and angles is nearly such a place, its
+    correlations included, as long as :math:`W_{ij} (g_j - \sin g_j)` is small beside the spread of :math:`g_i`: angles that are tied closely, with
+    a large :math:`W`, start too wide. Places and profiles are buffers; everything starts at the identity.
 
     Args:
         dim: number of angles.
@@ -51,7 +50,7 @@ class AnglePlaces(ManifoldTransform):
         x, ladj = self.profiles.forward_and_ladj(x)
         y, log_slope = self.gather.forward(x, self.params(context).expand(*x.shape, -1))
         turned = y if self.turns is None else y + y.sin() @ self.turns.tril(-1).mT
-        return _TORUS_1.project(self.poles + turned), log_slope.sum(-1) + ladj
+        return self.manifold.project(self.poles + turned), log_slope.sum(-1) + ladj
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y = y - self.poles
@@ -60,7 +59,7 @@ class AnglePlaces(ManifoldTransform):
             for i in range(1, self.dim):
                 before = torch.cat([before, (y[..., i] - before.sin() @ turns[i, :i]).unsqueeze(-1)], -1)
             y = before
-        x, log_slope = self.gather.inverse(_TORUS_1.project(y), self.params(context).expand(*y.shape, -1))
+        x, log_slope = self.gather.inverse(self.manifold.project(y), self.params(context).expand(*y.shape, -1))
         x, ladj = self.profiles.inverse_and_ladj(x)
         return x, log_slope.sum(-1) + ladj
 
@@ -72,12 +71,12 @@ class AnglePlaces(ManifoldTransform):
             poles: the places.
             on_context: how angles turn with each coordinate of the context, ``(dim, context_dim)``.
             scale_tril: Cholesky factor of their covariance given the context, ``(dim, dim)``, radians.
-            profiles: the log density of each angle given all else, ``(dim, 256)``, from :func:`~pyro_flows.guides.angle_profiles.go_round`.
+            profiles: the log density of each angle given all else, ``(dim, 256)``, from :func:`~pyro_flows.guides.modes.go_round`.
 
         An angle that spreads widely, or has mass far away in its profile, starts with that profile instead, independent of all others; without one,
         evenly everywhere, as all do without a ``scale_tril``.
         """
-        self.poles.copy_(_TORUS_1.project(poles))
+        self.poles.copy_(self.manifold.project(poles))
         for parameter in self.parameters():
             parameter.zero_()
         self.profiles.tabulate(torch.zeros_like(self.profiles.density))
@@ -87,7 +86,7 @@ class AnglePlaces(ManifoldTransform):
         spread, own = whole.norm(dim=-1), scale_tril.diagonal()
         narrow = spread < _WIDE
         if profiles is not None:
-            narrow = narrow & (_far_mass(profiles, spread) < _NEGLIGIBLE)
+            narrow = narrow & (far_mass(profiles, spread) < _NEGLIGIBLE)
             self.profiles.tabulate(torch.where(narrow.unsqueeze(-1), 0.0, profiles))
         both = narrow & narrow.unsqueeze(-1)
         turns = torch.where(both, scale_tril / own, 0.0).tril(-1)
@@ -98,14 +97,6 @@ class AnglePlaces(ManifoldTransform):
             self.params.linear.weight.view(self.dim, self.gather.num_params, -1)[:, 2] = own_turns
         if self.turns is not None:
             self.turns.copy_(turns)
-
-
-def _far_mass(profiles: Tensor, spread: Tensor) -> Tensor:
-    """The share of each profile that lies farther from its middle than a normal distribution of that spread reaches."""
-    count = profiles.shape[-1]
-    distance = (torch.arange(count, device=profiles.device) - count // 2).abs() * (2 * math.pi / count)
-    far = distance > (_REACH * spread).clamp(min=4 * math.pi / count).unsqueeze(-1)
-    return (profiles.softmax(-1) * far).sum(-1)
 
 
 def angle_shapes(dim: int, context_dim: int) -> FlowTransform:

@@ -1,21 +1,18 @@
-"""A fixed map from uniform angles to ones with a tabulated density, and the table that a model's density gives when one angle goes round."""
+"""A fixed map from uniform angles to ones with a tabulated density."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..manifolds import ManifoldTransform, Torus
 
-__all__ = ["AngleProfiles", "go_round"]
+__all__ = ["AngleProfiles"]
 
-_BINS = 256
-_STEP = 2 * math.pi / _BINS
-_FINE = 4  # points that are looked at in each bin
-_AT_ONCE = 4096  # points of one evaluation
+BINS = 256
+STEP = 2 * math.pi / BINS
 _FLOOR = 1e-7  # of a table's largest value: every point can be reached
 
 
@@ -37,18 +34,18 @@ class AngleProfiles(ManifoldTransform):
 
     def __init__(self, dim: int) -> None:
         super().__init__(Torus(dim))
-        self.register_buffer("density", torch.full((dim, _BINS), 0.5 / math.pi))
+        self.register_buffer("density", torch.full((dim, BINS), 0.5 / math.pi))
 
     @torch.no_grad()
     def tabulate(self, log_density: Tensor) -> None:
         """Take the density from its logarithm at the points ``-pi + 2 pi k / 256``, ``(dim, 256)``, up to a constant."""
         weights = log_density.softmax(-1)
         weights = weights + _FLOOR * weights.amax(-1, keepdim=True)
-        self.density.copy_(weights / weights.sum(-1, keepdim=True) / _STEP)
+        self.density.copy_(weights / weights.sum(-1, keepdim=True) / STEP)
 
     def _starts(self) -> Tensor:
         """What lies below each bin, ``(dim, 256)``."""
-        mass = 0.5 * _STEP * (self.density + self.density.roll(-1, 1))
+        mass = 0.5 * STEP * (self.density + self.density.roll(-1, 1))
         return mass.cumsum(1) - mass
 
     def _bin(self, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,17 +58,17 @@ class AngleProfiles(ManifoldTransform):
         starts = self._starts()
         k = torch.searchsorted(starts[:, 1:].contiguous(), below.detach(), right=True)
         left, growth = self._bin(k)
-        m = (below - starts.gather(1, k)) / _STEP
+        m = (below - starts.gather(1, k)) / STEP
         there = (left * left + 2 * growth * m).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
-        y = _STEP * (k + 2 * m / (left + there)) - math.pi
+        y = STEP * (k + 2 * m / (left + there)) - math.pi
         return _by_point(y, shape), -_by_point((2 * math.pi * there).log(), shape).sum(-1)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        bins, shape = _by_angle((y + math.pi) / _STEP)
-        k = bins.detach().nan_to_num(0.0).floor().clamp(0, _BINS - 1).long()  # NaN has no bin, and stays NaN
+        bins, shape = _by_angle((y + math.pi) / STEP)
+        k = bins.detach().nan_to_num(0.0).floor().clamp(0, BINS - 1).long()  # NaN has no bin, and stays NaN
         left, growth = self._bin(k)
         t = bins - k
-        below = self._starts().gather(1, k) + _STEP * t * (left + 0.5 * growth * t)
+        below = self._starts().gather(1, k) + STEP * t * (left + 0.5 * growth * t)
         ladj = _by_point((2 * math.pi * (left + growth * t)).log(), shape).sum(-1)
         return _by_point(2 * math.pi * below - math.pi, shape), ladj
 
@@ -84,27 +81,3 @@ def _by_angle(x: Tensor) -> tuple[Tensor, torch.Size]:
 
 def _by_point(x: Tensor, shape: torch.Size) -> Tensor:
     return x.reshape(shape).movedim(0, -1)
-
-
-@torch.no_grad()
-def go_round(log_density: Callable[[Tensor], Tensor], loc: Tensor, index: Tensor) -> Tensor:
-    """The log density of each of some angles when it goes round and nothing else moves.
-
-    Args:
-        log_density: ``(N, d) -> (N,)``.
-        loc: where all other coordinates stay, ``(d,)``.
-        index: places of the angles in it, ``(k,)``.
-
-    Returns:
-        Mean densities' logarithms over bins around ``loc[index] - pi + 2 pi j / 256``, ``(k, 256)``; for :meth:`AngleProfiles.tabulate`.
-
-    Cost: 1024 evaluations an angle.
-    """
-    fine = _BINS * _FINE
-    offsets = (torch.arange(fine, dtype=loc.dtype, device=loc.device) + 0.5) * (2 * math.pi / fine) - 0.5 * _STEP - math.pi
-    points = loc.repeat(len(index), fine, 1)
-    for row, i in zip(points, index.tolist(), strict=True):
-        row[:, i] = Torus(1).project(loc[i] + offsets)
-    values = torch.cat([log_density(some) for some in points.flatten(0, 1).split(_AT_ONCE)])
-    values = torch.where(values.isnan(), -torch.inf, values)
-    return values.view(len(index), _BINS, _FINE).logsumexp(-1) - math.log(_FINE)

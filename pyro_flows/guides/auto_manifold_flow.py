@@ -17,12 +17,13 @@ from torch.distributions import constraints
 from ..distributions import Flow
 from ..errors import OptionError
 from ..manifolds import Sphere, Torus, manifold_of
+from ..numerics import triangle
 from ..transforms import Compose, FlowTransform, Standardize
 from .angle_layers import AnglePlaces, angle_shapes
-from .angle_profiles import go_round
 from .auto_flow import AutoFlow
-from .direction_layers import DirectionPlaces, DirectionShapes, look_around
+from .direction_layers import DirectionPlaces, DirectionShapes
 from .joint import Block, JointBase, JointTransform
+from .modes import go_round, look_around
 from .sites import LatentSite, read_sites, unwrapped
 
 __all__ = ["AutoManifoldFlow", "auto_guide"]
@@ -176,13 +177,13 @@ class AutoManifoldFlow(AutoFlow):
             index = block.index.to(loc.device)
             rows, centre = scale_tril[index], loc[index]
             if block.manifold is None:
-                layers[-1].set(centre, _triangle(rows))  # type: ignore[operator]
+                layers[-1].set(centre, triangle(rows))  # type: ignore[operator]
                 for parameter in layers[-2].parameters():
                     parameter.zero_()
                 numbers = rows
             elif isinstance(block.manifold, Torus):
                 seen = 0 if numbers is None else len(numbers)
-                joint = _triangle(rows if numbers is None else torch.cat([numbers, rows]))
+                joint = triangle(rows if numbers is None else torch.cat([numbers, rows]))
                 profiles = None if log_density is None else go_round(log_density, loc, index) * _flatter(scale_tril, index)
                 layers[-1].place(centre, joint[seen:, :seen], joint[seen:, seen:], profiles)  # type: ignore[operator]
             else:
@@ -191,7 +192,7 @@ class AutoManifoldFlow(AutoFlow):
                 length = centre.norm(dim=-1, keepdim=True)
                 poles = centre / length
                 across = block.manifold.tangent_basis(poles).mT @ rows / length.unsqueeze(-1)  # type: ignore[attr-defined]
-                root = _triangle(across)
+                root = triangle(across)
                 others = None
                 if log_density is not None:
                     others = look_around(log_density, loc, index, poles, root.norm(dim=(-1, -2)) / math.sqrt(n - 1))
@@ -239,12 +240,6 @@ def _flatter(scale_tril: Tensor, index: Tensor) -> Tensor:
     """The power that makes a density of a coordinate given all others as wide as its marginal one, ``(k, 1)``."""
     precision = torch.cholesky_inverse(scale_tril).diagonal()[index]
     return 1 / (precision * scale_tril[index].square().sum(-1)).unsqueeze(-1)
-
-
-def _triangle(rows: Tensor) -> Tensor:
-    """The Cholesky factor of ``rows rows^T``."""
-    r = torch.linalg.qr(rows.mT).R
-    return (r * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
 
 
 def _index(sites: Sequence[LatentSite]) -> Tensor:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..manifolds import AxisFlow, NormalizedAffine, Sphere
-from ..manifolds.sphere_maps import mobius, unit
+from ..manifolds.sphere_maps import mobius, multiply, pulled_back, unit
 from ..manifolds.transform import widened
 from ..nets import Hypernetwork
 from ..transforms import Compose, FlowTransform
+from .modes import Others
 
-__all__ = ["DirectionPlaces", "DirectionShapes", "Others", "look_around"]
+__all__ = ["DirectionPlaces", "DirectionShapes"]
 
 _FEATURES, _WIDTH = 16, 64
 _NARROW = 0.25  # radians: below it training from an even start would take long, and Laplace's approximation of one mode is trusted
-_LOOKS, _DROP, _REACH = 1024, 4.0, 5.0  # up to so many nats below the top is another mode, beyond so many standard deviations
 
 
 class DirectionPlaces(FlowTransform):
@@ -50,15 +48,15 @@ class DirectionPlaces(FlowTransform):
         wide, params, frames = widened(x.unflatten(-1, (self.count, self.n)), self.params(context), self.frames)
         halves, first = _to_both_ends(wide, _power(params[..., -1]))
         one, second = mobius(halves, -params[..., :-1])
-        y = (frames @ one.unsqueeze(-1)).squeeze(-1)
-        return unit(y).flatten(-2).to(x), (first + second - self.n * _log_length(y)).sum(-1).to(x)
+        y, third = pulled_back(multiply(frames, one))
+        return y.flatten(-2).to(x), (first + second + third).sum(-1).to(x)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         wide, params, frames = widened(y.unflatten(-1, (self.count, self.n)), self.params(context), self.frames)
-        one = (torch.linalg.inv(frames) @ wide.unsqueeze(-1)).squeeze(-1)
-        halves, second = mobius(unit(one), params[..., :-1])
+        one, third = pulled_back(multiply(torch.linalg.inv(frames), wide))
+        halves, second = mobius(one, params[..., :-1])
         x, first = _to_both_ends(halves, 1 / _power(params[..., -1]))
-        return x.flatten(-2).to(y), (first + second - self.n * _log_length(one)).sum(-1).to(y)
+        return x.flatten(-2).to(y), (first + second + third).sum(-1).to(y)
 
     @property
     def poles(self) -> Tensor:
@@ -85,10 +83,9 @@ class DirectionPlaces(FlowTransform):
             return
         k = self.n - 1
         log_size = root.diagonal(dim1=-2, dim2=-1).log().mean(-1)
-        narrow = root.square().sum((-1, -2)) < k * _NARROW**2
-        two = torch.zeros_like(narrow) if others is None else others.antipode
-        if others is not None:
-            narrow = narrow & ~others.elsewhere
+        nowhere = torch.zeros_like(log_size, dtype=torch.bool)
+        two, elsewhere = others or (nowhere, nowhere)
+        narrow = (root.square().sum((-1, -2)) < k * _NARROW**2) & ~elsewhere
         shape = torch.where(narrow[:, None, None], root / log_size.exp()[:, None, None], torch.eye(k).to(root))
         self.frames[..., 1:] = self.frames[..., 1:] @ shape
         median = (log_size.exp() * math.sqrt(k) * (1 - 2 / (9 * k)) ** 1.5).clamp(min=1e-6, max=1.5)  # of the angle to the pole of a normal one
@@ -97,10 +94,6 @@ class DirectionPlaces(FlowTransform):
         power = median.cos().log() / math.log(height)
         self.params.bias[:, 0] = torch.where(narrow & ~two, (1 - shrink) / (2 * shrink.sqrt()), 0.0)
         self.params.bias[:, -1] = torch.where(narrow & two, power.log(), 0.0)
-
-
-def _log_length(x: Tensor) -> Tensor:
-    return 0.5 * x.square().sum(-1).log()
 
 
 def _power(raw: Tensor) -> Tensor:
@@ -117,39 +110,6 @@ def _to_both_ends(x: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
     height = x[..., 0].sign() * (0.5 * power * log_square).exp()
     y = torch.cat([height.unsqueeze(-1), ratio.sqrt().unsqueeze(-1) * x[..., 1:]], -1)
     return y, power.log() + 0.5 * (power - 1) * log_square + 0.5 * (n - 3) * ratio.log()
-
-
-class Others(NamedTuple):
-    """Whether a density has modes away from the places of directions, ``(count,)`` each."""
-
-    antipode: Tensor
-    elsewhere: Tensor
-
-
-@torch.no_grad()
-def look_around(log_density: Callable[[Tensor], Tensor], loc: Tensor, index: Tensor, poles: Tensor, spread: Tensor) -> Others:
-    """Look for other modes of each of several directions while nothing else moves: at 1024 random ones, and at the antipode.
-
-    Args:
-        log_density: ``(N, d) -> (N,)``.
-        loc: where all other coordinates stay, ``(d,)``.
-        index: places of the directions' coordinates in it, ``(count * n,)``.
-        poles: where the directions lie, ``(count, n)``.
-        spread: their standard deviations there in radians, ``(count,)``.
-
-    Cost: 1026 evaluations a direction. Modes that are much narrower than a tenth of a radian may be missed, but for the antipode.
-    """
-    n, found = poles.shape[-1], []
-    for pole, own, width in zip(poles, index.unflatten(0, (-1, n)), spread, strict=True):
-        directions = torch.cat([pole[None], -pole[None], Sphere(n).random_uniform((_LOOKS,)).to(pole)])
-        points = loc.repeat(len(directions), 1)
-        points[:, own] = directions
-        high = log_density(points)
-        high = high > high[~high.isnan()].max() - _DROP
-        near = _REACH * width.clamp(min=0.02)
-        angle = (directions @ pole).clamp(-1, 1).acos()
-        found.append(torch.stack([(high & (math.pi - angle < near)).any(), (high & (angle > near) & (math.pi - angle > near)).any()]))
-    return Others(*torch.stack(found, -1).unbind())
 
 
 class DirectionShapes(FlowTransform):

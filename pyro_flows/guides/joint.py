@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..distributions import Gaussian
-from ..manifolds import Manifold, Sphere, Uniform
+from ..manifolds import Manifold, Torus, Uniform
+from ..manifolds.torus import around
 from ..transforms import FlowTransform
 
 __all__ = ["Block", "JointBase", "JointTransform"]
@@ -34,17 +35,12 @@ class Block:
 
     def seen(self, noise: Tensor) -> Tensor:
         """The block's base point as later blocks see it."""
-        return noise if self.manifold is None or isinstance(self.manifold, Sphere) else around(noise)
+        return around(noise) if isinstance(self.manifold, Torus) else noise
 
     @property
     def num_seen(self) -> int:
         """Size of :meth:`seen`."""
-        return len(self.index) * (1 if self.manifold is None or isinstance(self.manifold, Sphere) else 2)
-
-
-def around(angles: Tensor) -> Tensor:
-    """Points of the circle, one after the other: ``(*batch, d) -> (*batch, 2 d)``."""
-    return torch.stack([angles.cos(), angles.sin()], -1).flatten(-2)
+        return len(self.index) * (2 if isinstance(self.manifold, Torus) else 1)
 
 
 class _Support(constraints.Constraint):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..numerics import triangle
+
 __all__ = ["Start", "find_start", "laplace"]
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -83,8 +85,7 @@ def laplace(log_joint: LogDensity, z: Tensor) -> tuple[Tensor, Tensor] | None:
     curvature = torch.where(eigenvalues > 1e-10, eigenvalues, eigenvalues.abs().clamp(min=1e-1))
     half = scale.unsqueeze(-1) * vectors * curvature.rsqrt()
     step = -half @ (half.mT @ gradient)
-    r = torch.linalg.qr(half.mT).R
-    return step, (r * r.diagonal().sign().unsqueeze(-1)).mT
+    return step, triangle(half)
 
 
 def _gradient(log_joint: LogDensity, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..nets import Hypernetwork
 from ..univariate import IntervalSpline
 from .geometry import Sphere
-from .sphere_maps import dot, log_widening, mobius, multiply, solve, translate, unit, unpack_lu, untranslate
+from .sphere_maps import dot, log_widening, mobius, multiply, pulled_back, solve, translate, unit, unpack_lu, untranslate
 from .transform import ManifoldTransform, widened
 
 __all__ = ["Rotation", "NormalizedTranslation", "NormalizedLinear", "NormalizedAffine", "SphereMobius", "AxisFlow"]
@@ -118,15 +118,11 @@ class NormalizedLinear(_SphereTransform):
 
     def _forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = unpack_lu(params, self.dim)
-        z = multiply(lower, multiply(upper, x))
-        length = torch.linalg.vector_norm(z, dim=-1)
-        return z / length.unsqueeze(-1), -self.dim * length.log()
+        return pulled_back(multiply(lower, multiply(upper, x)))
 
     def _backward(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = unpack_lu(params, self.dim)
-        z = solve(upper, solve(lower, y, upper=False), upper=True)
-        length = torch.linalg.vector_norm(z, dim=-1)
-        return z / length.unsqueeze(-1), -self.dim * length.log()
+        return pulled_back(solve(upper, solve(lower, y, upper=False), upper=True))
 
 
 class NormalizedAffine(NormalizedLinear):

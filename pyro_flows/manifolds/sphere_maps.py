@@ -8,12 +8,18 @@ from torch.linalg import solve_triangular
 
 from .geometry import helmert
 
-__all__ = ["unit", "dot", "translate", "untranslate", "mobius", "log_widening", "multiply", "solve", "unpack_lu"]
+__all__ = ["unit", "pulled_back", "dot", "translate", "untranslate", "mobius", "log_widening", "multiply", "solve", "unpack_lu"]
 
 
 def unit(x: Tensor) -> Tensor:
     """``x / |x|``."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def pulled_back(z: Tensor) -> tuple[Tensor, Tensor]:
+    """``z = Mx`` of a point ``x`` of the sphere and a matrix of determinant one, pulled back onto the sphere: ``(z / |z|, log ratio of volumes)``."""
+    length = torch.linalg.vector_norm(z, dim=-1)
+    return z / length.unsqueeze(-1), -z.shape[-1] * length.log()
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Numerical methods that know nothing of flows: roots, fixed points, traces, log determinants, ODEs, quadrature, special functions."""
 
 from .bessel import log_bessel
+from .factors import triangle
 from .fixed_points import FixedPoint, fixed_point
 from .free_form import free_form_log_det
 from .log_det import Roulette, batch_jacobian, estimate_log_det, hutchinson_trace, log_det
@@ -29,6 +30,7 @@ __all__ = [
     "free_form_log_det",
     "clenshaw_curtis",
     "integrate_from_zero",
+    "triangle",
     "log_bessel",
     "log_ndtr",
     "mills",

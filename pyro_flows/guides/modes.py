@@ -1,0 +1,87 @@
+"""Other modes of a density than the one that was found: what one angle or direction meets when nothing else moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..manifolds import Sphere, Torus
+from .angle_profiles import BINS, STEP
+
+__all__ = ["Others", "far_mass", "go_round", "look_around"]
+
+_FINE = 4  # points that are looked at in each bin of a profile
+_LOOKS, _DROP = 1024, 4.0  # directions; up to so many nats below the top is another mode
+_REACH = 5.0  # standard deviations, beyond which it is one
+
+
+def _moved(loc: Tensor, own: Tensor, values: Tensor) -> Tensor:
+    """Copies of a point with some coordinates replaced: ``(d,), (k,), (N, k) -> (N, d)``."""
+    points = loc.repeat(len(values), 1)
+    points[:, own] = values
+    return points
+
+
+@torch.no_grad()
+def go_round(log_density: Callable[[Tensor], Tensor], loc: Tensor, index: Tensor) -> Tensor:
+    """The log density of each of some angles when it goes round and nothing else moves.
+
+    Args:
+        log_density: ``(N, d) -> (N,)``.
+        loc: where all other coordinates stay, ``(d,)``.
+        index: places of the angles in it, ``(k,)``.
+
+    Returns:
+        Mean densities' logarithms over bins around ``loc[index] - pi + 2 pi j / 256``, ``(k, 256)``; for
+        :meth:`~pyro_flows.guides.angle_profiles.AngleProfiles.tabulate`.
+
+    Cost: 1024 evaluations an angle.
+    """
+    fine = BINS * _FINE
+    offsets = (torch.arange(fine, dtype=loc.dtype, device=loc.device) + 0.5) * (2 * math.pi / fine) - 0.5 * STEP - math.pi
+    circle = Torus(1)
+    values = torch.stack([log_density(_moved(loc, i, circle.project(loc[i] + offsets.unsqueeze(-1)))) for i in index.split(1)])
+    values = torch.where(values.isnan(), -torch.inf, values)
+    return values.view(len(index), BINS, _FINE).logsumexp(-1) - math.log(_FINE)
+
+
+def far_mass(profiles: Tensor, spread: Tensor) -> Tensor:
+    """The share of each profile that lies farther from its middle than a normal distribution of that spread reaches."""
+    distance = (torch.arange(BINS, device=profiles.device) - BINS // 2).abs() * STEP
+    far = distance > (_REACH * spread).clamp(min=2 * STEP).unsqueeze(-1)
+    return (profiles.softmax(-1) * far).sum(-1)
+
+
+class Others(NamedTuple):
+    """Whether a density has modes away from the places of directions, ``(count,)`` each."""
+
+    antipode: Tensor
+    elsewhere: Tensor
+
+
+@torch.no_grad()
+def look_around(log_density: Callable[[Tensor], Tensor], loc: Tensor, index: Tensor, poles: Tensor, spread: Tensor) -> Others:
+    """Look for other modes of each of several directions while nothing else moves: at 1024 random ones, and at the antipode.
+
+    Args:
+        log_density: ``(N, d) -> (N,)``.
+        loc: where all other coordinates stay, ``(d,)``.
+        index: places of the directions' coordinates in it, ``(count * n,)``.
+        poles: where the directions lie, ``(count, n)``.
+        spread: their standard deviations there in radians, ``(count,)``.
+
+    Cost: 1026 evaluations a direction. Modes that are much narrower than a tenth of a radian may be missed, but for the antipode.
+    """
+    n, found = poles.shape[-1], []
+    for pole, own, width in zip(poles, index.unflatten(0, (-1, n)), spread, strict=True):
+        directions = torch.cat([pole[None], -pole[None], Sphere(n).random_uniform((_LOOKS,)).to(pole)])
+        high = log_density(_moved(loc, own, directions))
+        high = high > high[~high.isnan()].max() - _DROP
+        near = _REACH * width.clamp(min=0.02)
+        angle = (directions @ pole).clamp(-1, 1).acos()
+        found.append(torch.stack([(high & (math.pi - angle < near)).any(), (high & (angle > near) & (math.pi - angle > near)).any()]))
+    return Others(*torch.stack(found, -1).unbind())
