@@ -97,6 +97,17 @@ def axis() -> Case:
     return Case(model, (y,), points, weights.log(), lambda z: torch.cat([z, (z.unsqueeze(-1) * z.unsqueeze(-2)).flatten(-2)], -1))
 
 
+def half() -> Case:
+    """A direction of which one square of a height is known: two opposite modes, wide for the start that looks for them."""
+
+    def model(y: Tensor) -> None:
+        x = pyro.sample("x", UniformSphere(3))
+        pyro.sample("y", dist.Normal(x[..., 2] ** 2, 0.02), obs=y)
+
+    points, weights = Sphere(3).quadrature(400)
+    return Case(model, (torch.ones((), dtype=torch.float64),), points, weights.log(), lambda z: z)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "a phase, one mode at the seam": lambda: wave(1),
     "a phase, two modes": lambda: wave(2),
@@ -104,6 +115,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "two angles and a concentration": lambda: pair(15),
     "the same, three rows": lambda: pair(3),
     "an axis: two opposite directions": axis,
+    "an axis, one square known": half,
 }
 
 
@@ -142,9 +154,10 @@ def main() -> None:
             rows.append(fit(name, seed))
             print(*rows[-1], sep=" | ", flush=True)
             if options.out:
-                heads = ["posterior", "seed", "gap of the ELBO", "weighted evidence, error", "ESS", "worst moment", "verdict", "CPU-seconds"]
-                options.out.write_text(PAGE.format(table=table(heads, rows)), "utf-8")
+                options.out.write_text(PAGE.format(table=table(HEADS, rows)), "utf-8")
 
+
+HEADS = ["posterior", "seed", "gap of the ELBO", "weighted evidence, error", "ESS", "worst moment", "verdict", "CPU-seconds"]
 
 PAGE = """# Angles and directions with known evidence
 
@@ -155,6 +168,10 @@ direction, from 10,000 raw draws, whose own noise is .01.
 
 {table}
 With three rows only, two angles and a concentration are nearly free, and their couplings do not reach a good fit in the default steps.
+
+The last axis shows what the verdict cannot see: its two modes are not narrow enough for the start at both ends, training settles on one of
+them, and the fit is called good though half of the posterior is missing, as a gap and an error of log 2 = .69 tell here, where the evidence
+is known.
 """
 
 if __name__ == "__main__":

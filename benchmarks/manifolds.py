@@ -330,10 +330,10 @@ it a kernel estimate, von Mises and Fisher's kernels and 2 % uniform, with the w
 flow in place of the uniform distribution, width and share by validation. Some test points of earthquake have a twin among the training rows,
 which helps narrow kernels. A density of the volcanoes has no lower bound with their duplicates, which are left out here.
 
-What was tried before on flood: 4 layers, nets of (48, 48), 1000 steps at 0.005 (0.76 over 5 seeds, and 0.10 on earthquake), the average of four such
-flows (0.60, one seed); on another split, where 4 layers gave 0.85, three of 48 bins (0.86), training rows with noise added (1.01), and a learned
-mixture of 1,950 kernels as the base (0.98). Depth was missing, and steps:
-nets of (96, 96) and 4000 steps give 0.57 on seed 1, where the row below has 0.62, in 369 CPU-seconds.
+What was tried before on flood, by other constants of this script, which keeps no records of it: 4 layers, nets of (48, 48), 1000 steps at 0.005
+(0.76 over 5 seeds, and 0.10 on earthquake), the average of four such flows (0.60, one seed); on another split, where 4 layers gave 0.85, three
+of 48 bins (0.86), training rows with noise added (1.01), and a learned mixture of 1,950 kernels as the base (0.98). Depth was missing, and
+steps: nets of (96, 96) and 4000 steps give 0.57 on seed 1, where the row below has 0.62, in 369 CPU-seconds.
 For RNA: `pf.flows.torus(7, transforms=6, bins=16)`, 1000 steps.
 
 {likely}
