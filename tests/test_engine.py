@@ -55,7 +55,7 @@ def make_step(model, flow="auto", objective="path", particles=16, **options):
     return guide, log_joint, flat_flow, build_step(flat_flow, log_joint, objective, particles), example
 
 
-@pytest.mark.parametrize(("objective", "flow"), [("path", "auto"), ("elbo", None), ("iwae", None), ("forward_kl", None)])
+@pytest.mark.parametrize(("objective", "flow"), [("path", "auto"), ("elbo", None), ("iwae", None), ("score", None), ("forward_kl", None)])
 def test_captured_equals_eager(objective, flow):
     assert objective in OBJECTIVES
     _, _, _, step, example = make_step(eight_schools, flow, objective)
@@ -64,6 +64,19 @@ def test_captured_equals_eager(objective, flow):
     fresh = (example[0] + 0.01 * torch.randn_like(example[0]), torch.randn_like(example[1]))
     for a, b in zip(captured(*fresh), step(*fresh), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_the_score_and_the_path_have_one_mean():
+    """Two estimates of one gradient, from many draws."""
+    gradients = {}
+    for objective in ("path", "score"):
+        torch.manual_seed(0)
+        flat_flow = FlatFlow(pf.Flow(2, pf.transforms.Affine(2)))
+        flat = flat_flow.read() + 0.1
+        step = build_step(flat_flow, lambda x: -0.5 * (x - 0.3).square().sum(-1), objective, 200_000)
+        gradients[objective] = step(flat, torch.randn(200_000, 2))[0]
+    assert gradients["path"].abs().min() > 0.1
+    torch.testing.assert_close(gradients["score"], gradients["path"], atol=0.01, rtol=0.02)
 
 
 @pytest.mark.skipif(not engine_module._has_compiler(), reason="torch.compile needs a C++ compiler")

@@ -112,7 +112,7 @@ def test_never_worse_than_the_affine_stage():
     assert any("affine layer" in w or "layer is kept" in w for w in posterior.warnings)
 
 
-@pytest.mark.parametrize("objective", ["elbo", "iwae", "forward_kl"])  # "path" is every other test's
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "score", "forward_kl"])  # "path" is every other test's
 def test_other_objectives(objective):
     def model():
         pyro.sample("x", dist.Normal(torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])).to_event(1))

@@ -84,7 +84,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, float]:
     if (plain.max() - plain.min()).item() < 1e-6:
         return plain, 0.0
     try:
-        smoothed, khat = _arviz_psislw()(plain.cpu().numpy().copy())
+        with np.errstate(over="ignore"):  # weights that spread over more than a float's range, which k-hat will say
+            smoothed, khat = _arviz_psislw()(plain.cpu().numpy().copy())
     except ValueError:  # arviz 1.x, where the whole tail is one value
         return plain, 0.0
     result = torch.as_tensor(np.asarray(smoothed), dtype=plain.dtype, device=plain.device)

@@ -23,12 +23,12 @@ _TURNING_UP_TO = 300  # angles: beyond it the turns, one number a pair, are left
 class AnglePlaces(ManifoldTransform):
     r"""Gathers each of several uniform angles around a place of its own, and lets them turn each other.
 
-    .. math:: g_i = \mathrm{gather}(\mathrm{profile}_i(\theta_i); \eta_i(c)), \qquad \theta'_i = \mu_i + g_i + \sum_{j<i} W_{ij} \sin g_j
+    .. math:: g_i = \mathrm{gather}(\mathrm{profile}_i(\theta_i); \eta_i(c)), \qquad \theta'_i = \mu_i + g_i + \sum_{j<i} (K_{ij} g_j + W_{ij} \sin g_j)
 
     With :class:`~pyro_flows.univariate.CircularGather`, whose parameters :math:`\eta` are linear in the context, a turn among them, after
     :class:`~pyro_flows.guides.angle_profiles.AngleProfiles`. A narrow normal distribution of context and angles is nearly such a place, its
-    correlations included, as long as :math:`W_{ij} (g_j - \sin g_j)` is small beside the spread of :math:`g_i`: angles that are tied closely, with
-    a large :math:`W`, start too wide. Places and profiles are buffers; everything starts at the identity.
+    correlations included: of how much an angle turns with another, the integer part :math:`K` is exact, and the rest :math:`|W| \le 1/2` is nearly so
+    while angles spread over less than about half a radian. Places, profiles and :math:`K` are buffers; everything starts at the identity.
 
     Args:
         dim: number of angles.
@@ -38,6 +38,7 @@ class AnglePlaces(ManifoldTransform):
     """
 
     poles: Tensor
+    winds: Tensor
 
     def __init__(self, dim: int, context_dim: int) -> None:
         super().__init__(Torus(dim), context_dim)
@@ -45,23 +46,30 @@ class AnglePlaces(ManifoldTransform):
         self.params = Hypernetwork((dim, self.gather.num_params), context_dim)
         self.turns = nn.Parameter(torch.zeros(dim, dim)) if 1 < dim <= _TURNING_UP_TO else None
         self.register_buffer("poles", torch.zeros(dim))
+        self.register_buffer("winds", torch.zeros(dim, dim))  # below its diagonal, whole turns, as numbers of the angles' type
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, ladj = self.profiles.forward_and_ladj(x)
         y, log_slope = self.gather.forward(x, self.params(context).expand(*x.shape, -1))
-        turned = y if self.turns is None else y + y.sin() @ self.turns.tril(-1).mT
+        turned = y if self.turns is None else y + self._turn(y)
         return self.manifold.project(self.poles + turned), log_slope.sum(-1) + ladj
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y = y - self.poles
         if self.turns is not None:
-            turns, before = self.turns.tril(-1), y[..., :1]
+            before = self.manifold.project(y[..., :1])
             for i in range(1, self.dim):
-                before = torch.cat([before, (y[..., i] - before.sin() @ turns[i, :i]).unsqueeze(-1)], -1)
+                one = slice(i, i + 1)
+                before = torch.cat([before, self.manifold.project(y[..., one] - self._turn(before, one))], -1)
             y = before
         x, log_slope = self.gather.inverse(self.manifold.project(y), self.params(context).expand(*y.shape, -1))
         x, ladj = self.profiles.inverse_and_ladj(x)
         return x, log_slope.sum(-1) + ladj
+
+    def _turn(self, g: Tensor, turned: slice = slice(None)) -> Tensor:
+        """How much the first angles turn some, ``(*batch, k) -> (*batch, turned)``."""
+        k = g.shape[-1]
+        return g @ self.winds[turned, :k].mT + g.sin() @ self.turns.tril(-1)[turned, :k].mT  # type: ignore[union-attr]
 
     @torch.no_grad()
     def place(self, poles: Tensor, on_context: Tensor | None = None, scale_tril: Tensor | None = None, profiles: Tensor | None = None) -> None:
@@ -79,6 +87,7 @@ class AnglePlaces(ManifoldTransform):
         self.poles.copy_(self.manifold.project(poles))
         for parameter in self.parameters():
             parameter.zero_()
+        self.winds.zero_()
         self.profiles.tabulate(torch.zeros_like(self.profiles.density))
         if scale_tril is None or on_context is None:
             return
@@ -96,7 +105,8 @@ class AnglePlaces(ManifoldTransform):
             own_turns = torch.linalg.solve_triangular(unit, torch.where(narrow.unsqueeze(-1), on_context, 0.0), upper=False, unitriangular=True)
             self.params.linear.weight.view(self.dim, self.gather.num_params, -1)[:, 2] = own_turns
         if self.turns is not None:
-            self.turns.copy_(turns)
+            self.winds.copy_(turns.round())
+            self.turns.copy_(turns - turns.round())
 
 
 def angle_shapes(dim: int, context_dim: int) -> FlowTransform:

@@ -181,15 +181,23 @@ class AutoFlow(AutoContinuous):
         """The latent vector that a point of ``R^d`` stands for, and what a density over such points has beyond that of the vector, in logarithms."""
         return z, 0.0
 
+    def room(self) -> Tensor:
+        """The logarithms of how long the intervals are that the coordinates of :meth:`lift`'s points live on, ``(d,)``: infinite for numbers."""
+        return torch.full_like(self.loc, torch.inf)
+
     @torch.no_grad()
-    def place(self, loc: Tensor, scale_tril: Tensor, log_density: Callable[[Tensor], Tensor] | None = None) -> None:
+    def place(self, loc: Tensor, scale_tril: Tensor, log_density: Callable[[Tensor], Tensor] | None = None) -> bool:
         """Start at the Gaussian ``N(loc, scale_tril scale_tril^T)`` over :meth:`lift`'s points: the affine layer is set to the identity.
 
         A ``log_density`` of those points is for guides that look for other modes; this one does not.
+
+        Returns:
+            Whether some coordinates start evenly everywhere, and must first find where the posterior is.
         """
         self.standardize.set(loc, scale_tril)
         for parameter in self.affine.parameters():
             parameter.zero_()
+        return False
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -23,7 +23,7 @@ from .angle_layers import AnglePlaces, angle_shapes
 from .auto_flow import AutoFlow
 from .direction_layers import DirectionPlaces, DirectionShapes
 from .joint import Block, JointBase, JointTransform
-from .modes import go_round, look_around
+from .modes import go_round, look_around, widths
 from .sites import LatentSite, read_sites, unwrapped
 
 __all__ = ["AutoManifoldFlow", "auto_guide"]
@@ -166,12 +166,23 @@ class AutoManifoldFlow(AutoFlow):
             runs.append(run)
         return torch.cat(runs, -1), extra
 
+    def room(self) -> Tensor:
+        room = super().room()
+        for site in self.sites:
+            if isinstance(site.manifold, Torus):
+                room[site.start : site.stop] = math.log(2 * math.pi)
+        return room
+
     @torch.no_grad()
-    def place(self, loc: Tensor, scale_tril: Tensor, log_density: Callable[[Tensor], Tensor] | None = None) -> None:
+    def place(self, loc: Tensor, scale_tril: Tensor, log_density: Callable[[Tensor], Tensor] | None = None) -> bool:
         """Start at a Gaussian over :meth:`lift`'s points: that of numbers and angles, directions around its mean with its spread.
 
         With a ``log_density`` of such points other modes of angles and directions, each by itself, are looked for first.
+
+        Returns:
+            Whether there are directions that start evenly, since they are wide or have modes elsewhere than at a place and its antipode.
         """
+        scattered = False
         numbers: Tensor | None = None  # the rows of those before
         for block, layers in self._parts:
             index = block.index.to(loc.device)
@@ -188,15 +199,17 @@ class AutoManifoldFlow(AutoFlow):
                 layers[-1].place(centre, joint[seen:, :seen], joint[seen:, seen:], profiles)  # type: ignore[operator]
             else:
                 n = block.manifold.size
-                centre, rows = centre.unflatten(0, (-1, n)), rows.unflatten(0, (-1, n))
+                index, centre, rows = index.unflatten(0, (-1, n)), centre.unflatten(0, (-1, n)), rows.unflatten(0, (-1, n))
                 length = centre.norm(dim=-1, keepdim=True)
                 poles = centre / length
-                across = block.manifold.tangent_basis(poles).mT @ rows / length.unsqueeze(-1)  # type: ignore[attr-defined]
-                root = triangle(across)
+                basis = block.manifold.tangent_basis(poles)
+                root = triangle(basis.mT @ rows / length.unsqueeze(-1))
                 others = None
                 if log_density is not None:
-                    others = look_around(log_density, loc, index, poles, root.norm(dim=(-1, -2)) / math.sqrt(n - 1))
-                layers[-1].place(poles, root, others)  # type: ignore[operator]
+                    root = torch.stack([_measured(log_density, loc, scale_tril, *at) for at in zip(index, poles, basis, root, strict=True)])
+                    others = look_around(log_density, loc, index.flatten(), poles, root.norm(dim=(-1, -2)) / math.sqrt(n - 1))
+                scattered |= bool(layers[-1].place(poles, root, others).any())  # type: ignore[operator]
+        return scattered
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -240,6 +253,15 @@ def _flatter(scale_tril: Tensor, index: Tensor) -> Tensor:
     """The power that makes a density of a coordinate given all others as wide as its marginal one, ``(k, 1)``."""
     precision = torch.cholesky_inverse(scale_tril).diagonal()[index]
     return 1 / (precision * scale_tril[index].square().sum(-1)).unsqueeze(-1)
+
+
+def _measured(log_density: Callable[[Tensor], Tensor], loc: Tensor, scale_tril: Tensor, index: Tensor, pole: Tensor, basis: Tensor, root: Tensor) -> Tensor:
+    """The Cholesky factor of a direction's covariance with variances as they are found along its axes, where ``root`` has those of a curvature."""
+    variances, axes = torch.linalg.eigh(root @ root.mT)
+    along = basis @ axes * loc[index].norm()
+    precision = (along * (torch.cholesky_inverse(scale_tril)[index][:, index] @ along)).sum(0)
+    found = widths(log_density, loc, index, pole, basis @ axes, 1 / (precision * variances))
+    return triangle(axes * torch.where(found.isfinite(), found, variances).sqrt())
 
 
 def _index(sites: Sequence[LatentSite]) -> Tensor:

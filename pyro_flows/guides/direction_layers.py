@@ -64,13 +64,16 @@ class DirectionPlaces(FlowTransform):
         return self.frames[..., 0]
 
     @torch.no_grad()
-    def place(self, poles: Tensor, root: Tensor | None = None, others: Others | None = None) -> None:
+    def place(self, poles: Tensor, root: Tensor | None = None, others: Others | None = None) -> Tensor:
         """Put directions around some points.
 
         Args:
             poles: the points, ``(count, n)``.
             root: Cholesky factors of the covariances there, in radians along the sphere's ``tangent_basis``, ``(count, n - 1, n - 1)``.
             others: which other modes there are.
+
+        Returns:
+            Which directions start evenly, ``(count,)``.
 
         A direction that is spread widely starts evenly everywhere, as all do without a ``root``; so does one with modes elsewhere than around its
         point and the antipode.
@@ -80,7 +83,7 @@ class DirectionPlaces(FlowTransform):
         for parameter in self.params.parameters():
             parameter.zero_()
         if root is None:
-            return
+            return torch.ones_like(poles[:, 0], dtype=torch.bool)
         k = self.n - 1
         log_size = root.diagonal(dim1=-2, dim2=-1).log().mean(-1)
         nowhere = torch.zeros_like(log_size, dtype=torch.bool)
@@ -94,6 +97,7 @@ class DirectionPlaces(FlowTransform):
         power = median.cos().log() / math.log(height)
         self.params.bias[:, 0] = torch.where(narrow & ~two, (1 - shrink) / (2 * shrink.sqrt()), 0.0)
         self.params.bias[:, -1] = torch.where(narrow & two, power.log(), 0.0)
+        return ~narrow
 
 
 def _power(raw: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from ..errors import ImportanceError, ShapeError
 from ..guides import AutoFlow, AutoStochasticFlow, unwrapped
 from ..manifolds import Torus
 from .log_joint import LogJoint
+from .overlooked import overlooked
 
 __all__ = ["draw", "evaluate_guide", "latents_of_runs", "log_prob", "resample"]
 
@@ -29,14 +30,14 @@ def draw(guide: AutoFlow, num_samples: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int) -> Evaluation:
-    """Judge a guide by fresh draws: constrained values, deterministic sites and unconstrained coordinates.
+    """Judge a guide by fresh draws: constrained values, deterministic sites and unconstrained coordinates; and by a look round directions and angles.
 
     Args:
         guide: a guide, set up.
         log_joint: the model's log joint density over the guide's vector.
         num_samples: number of draws.
 
-    Cost: ``num_samples`` evaluations of the model and of the flow.
+    Cost: ``num_samples`` evaluations of the model and of the flow, and those of :func:`~pyro_flows.infer.overlooked.overlooked`.
     """
     z, log_q = draw(guide, num_samples)
     values = {**guide.unpack(z), **log_joint.deterministics(z)}
@@ -48,7 +49,7 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int) -> Ev
         value = values[site.name]
         if value.numel() != part.numel() or not torch.equal(value.reshape(part.shape), part):
             values[f"{site.name} (unconstrained)"] = part.reshape(len(z), *site.unconstrained_shape)
-    return evaluate(log_joint(z), log_q, *_columns(values))
+    return evaluate(log_joint(z), log_q, *_columns(values)).overlooking(overlooked(guide, log_joint))
 
 
 def _columns(values: Mapping[str, Tensor]) -> tuple[Tensor, list[str]]:

@@ -29,7 +29,7 @@ class FlowVI:
     """Variational inference with a flow guide, from warm start to diagnostics.
 
     The stages: several L-BFGS descents and Laplace's approximation, accepted only when its ELBO beats the naive start; the affine layer alone; the
-    flow on top, by the path gradient, until the averaged ELBO is stationary; fresh draws for ELBO, evidence, ESS and k-hat. The better of affine and
+    flow on top, until the averaged ELBO is stationary; fresh draws for ELBO, evidence, ESS and k-hat. The better of affine and
     flow stage is kept.
 
     Args:
@@ -45,7 +45,9 @@ class FlowVI:
         seed: every random number follows from it; the global random state is left alone.
         engine: ``"auto"``, ``"compiled"``, ``"captured"`` or ``"eager"``: how the step runs, never what it computes.
         warm_start: whether to look for modes first.
-        objective: ``"path"`` (the ELBO by its path gradient), ``"elbo"`` (total gradient), ``"iwae"`` or ``"forward_kl"``.
+        objective: ``"path"`` (the ELBO by its path gradient), ``"elbo"`` (total gradient), ``"score"`` (the ELBO by its score-function gradient, in the
+            form of the log variance: it sees how much mass each mode has), ``"iwae"`` or ``"forward_kl"``. ``"auto"`` is ``"score"`` for guides with
+            directions or angles, which often have several modes, and ``"path"`` for others.
         dtype: floating-point type of the whole run; arguments are converted to it.
         progress: whether to show a progress bar.
         callbacks: called with a dict of ``stage, step, elbo, spread, lr`` after every 50 steps.
@@ -82,7 +84,7 @@ class FlowVI:
         seed: int = 0,
         engine: str = "auto",
         warm_start: bool = True,
-        objective: str = "path",
+        objective: str = "auto",
         dtype: torch.dtype = torch.float64,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),

@@ -17,7 +17,7 @@ from ..stochastic import StochasticFlow
 from ..transforms import Standardize
 from .scores import has_fixed_points, push_score
 
-__all__ = ["OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective", "finish", "gaps_and_slopes"]
+__all__ = ["AUTO", "OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_objective", "finish", "gaps_and_slopes"]
 
 LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
@@ -190,29 +190,49 @@ def _iwae_loss(gap: Tensor, sound: Tensor) -> Tensor:
     return -torch.where(alive, bounds, torch.zeros_like(bounds)).sum() / alive.sum().clamp(min=1)
 
 
-def _forward_kl(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
-    """The inclusive divergence KL(p | q) by self-normalised importance sampling from q itself."""
-    x, log_q = flat_flow.sample(parameters, noise)
-    gap = log_q - log_joint(x)
-    sound = torch.isfinite(gap)
-    weights = torch.softmax(torch.where(sound, -gap, torch.full_like(gap, -torch.inf)), 0)
-    fixed = torch.where(sound.unsqueeze(-1), x, torch.zeros_like(x)).detach()
-    gradient = grad(lambda p: -(weights.detach() * flat_flow.log_prob(p, fixed)).sum())(parameters)
-    return _output(flat_flow.flatten(gradient), gap, sound)
+def _by_scores(weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., StepOutput]:
+    """A step whose gradient weighs the scores of draws, the gradients of their log densities where they stay; no slope of ``log p`` is taken."""
+
+    def step(flat_flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor) -> StepOutput:
+        x, log_q = flat_flow.sample(parameters, noise)
+        gap = log_q - log_joint(x)
+        sound = torch.isfinite(gap)
+        weights = weigh(gap, sound).detach()
+        fixed = torch.where(sound.unsqueeze(-1), x, torch.zeros_like(x)).detach()
+        gradient = grad(lambda p: (weights * flat_flow.log_prob(p, fixed)).sum())(parameters)
+        return _output(flat_flow.flatten(gradient), gap, sound)
+
+    return step
 
 
+def _excess(gap: Tensor, sound: Tensor) -> Tensor:
+    """By how much each gap is above their mean, the longest shortened: half the slope of their variance, which is that of KL(q | p) too."""
+    count = sound.sum().clamp(min=2)
+    above = torch.where(sound, gap, torch.zeros_like(gap))
+    above = torch.where(sound, above - above.sum() / count, torch.zeros_like(gap))
+    limit = _CLIP * torch.where(sound, above.abs(), torch.full_like(gap, torch.nan)).nanmedian().nan_to_num(0.0)
+    return above.clamp(-limit, limit) / (count - 1)
+
+
+def _importance(gap: Tensor, sound: Tensor) -> Tensor:
+    """Self-normalised importance weights with a minus: the slope of KL(p | q)."""
+    return -torch.softmax(torch.where(sound, -gap, torch.full_like(gap, -torch.inf)), 0)
+
+
+AUTO = "auto"
 OBJECTIVES: dict[str, Callable[[FlatFlow, LogDensity, Parameters, Tensor], StepOutput]] = {
     "path": _path,
     "elbo": _total(lambda gap, sound: gap.sum() / sound.sum().clamp(min=1)),
     "iwae": _total(_iwae_loss),
-    "forward_kl": _forward_kl,
+    "score": _by_scores(_excess),
+    "forward_kl": _by_scores(_importance),
 }
 
 
 def check_objective(objective: str, num_particles: int) -> None:
-    """Raise an ``OptionError`` for an unknown objective, or a number of particles that it cannot use."""
-    if objective not in OBJECTIVES:
-        raise OptionError(f"objective={objective!r} is not known: choose one of {', '.join(OBJECTIVES)}")
+    """Raise an ``OptionError`` for an unknown objective, or a number of particles that it cannot use. ``"auto"`` is known."""
+    if objective not in (AUTO, *OBJECTIVES):
+        raise OptionError(f"objective={objective!r} is not known: choose one of {AUTO}, {', '.join(OBJECTIVES)}")
     if objective == "iwae" and num_particles % _IWAE_GROUP:
         raise OptionError(f"objective='iwae' needs num_particles to be a multiple of {_IWAE_GROUP}, got {num_particles}")
 

@@ -18,7 +18,7 @@ from ..transforms import TriangularLinear
 from .checkpoint import random_state, restore_random_state
 from .engine import Engine, prepare
 from .log_joint import LogJoint
-from .objectives import FlatFlow, build_step
+from .objectives import AUTO, FlatFlow, build_step
 from .progress import Progress
 from .scores import has_fixed_points
 from .stochastic_objectives import build_stochastic_step
@@ -87,7 +87,7 @@ class Run:
 
     def _run_stages(self, bar: Progress) -> None:
         first = [("tempered", self._tempered)] if self.torn else [("warm start", self._warm_start), ("affine", self._affine)]
-        for name, stage in (*first, ("flow", self._flow)):
+        for name, stage in (*first, ("cover", self._cover), ("flow", self._flow)):
             if name not in self.finished:
                 bar.stage(name)
                 start = time.perf_counter()
@@ -132,11 +132,11 @@ class Run:
 
         engine = prepare(value_and_grad, (centre,), "eager" if self._obstacle else "auto", 0)
         noise = torch.randn(256, len(centre)).to(centre)
-        start, count = find_start(density, engine, points, float(guide.config["init_scale"]), noise)  # type: ignore[arg-type]
+        start, count = find_start(density, engine, points, float(guide.config["init_scale"]), noise, guide.room())  # type: ignore[arg-type]
         self.evaluations += count
-        guide.place(start.loc, start.scale_tril, counted)
+        scattered = guide.place(start.loc, start.scale_tril, counted)
         logger.info("warm start: %s, ELBO %.3f", start.source, start.elbo)
-        self.history.append({"stage": "warm start", "step": 0, "elbo": start.elbo, "source": start.source})
+        self.history.append({"stage": "warm start", "step": 0, "elbo": start.elbo, "source": start.source, "scattered": scattered})
 
     def _affine(self, bar: Progress) -> None:
         """Train the affine layer alone, in rounds. Each round is folded into the fixed layer, so that the next works on whitened coordinates.
@@ -179,11 +179,25 @@ class Run:
         finally:  # when it is interrupted too
             self._keep_better()
 
+    def _cover(self, bar: Progress) -> None:
+        """Where the guide starts evenly, bring the flow to all modes that there are by the inclusive divergence."""
+        if any(h.get("scattered") for h in self.history) and self.guide.inner:
+            schedule = Schedule(max(1, self.options.max_steps // 3), self.options.lr, cycles=1)
+            self._train("cover", self.guide.flow, self.options.num_particles, schedule, bar)
+
     def _tempered(self, bar: Progress) -> None:
         """Train a stochastic flow on rising powers of the posterior: at first its modes are not apart, and the flow finds all of them."""
         steps = max(1, self.options.max_steps // 3)
         schedule = Schedule(steps, self.options.lr, target=0.0, patience=steps, fall=0.01, cycles=1)
         self._train("tempered", self.guide.flow, self.options.num_particles, schedule, bar)
+
+    @property
+    def objective(self) -> str:
+        """What is optimised, where that is left open."""
+        if self.options.objective != AUTO:
+            return self.options.objective
+        guide = self.guide
+        return "score" if isinstance(guide, AutoManifoldFlow) and not has_fixed_points(guide.flow.transform) else "path"
 
     @property
     def torn(self) -> bool:
@@ -223,10 +237,10 @@ class Run:
     def _train(self, name: str, flow: Flow | StochasticFlow, particles: int, schedule: Schedule, bar: Progress) -> Trainer:
         base = flow.base()
         if isinstance(flow, StochasticFlow):
-            flat_flow, step = build_stochastic_step(flow, self.log_joint, self.options.objective)
+            flat_flow, step = build_stochastic_step(flow, self.log_joint, self.objective)
         else:
             flat_flow = FlatFlow(flow)
-            step = build_step(flat_flow, self.log_joint, self.options.objective, particles)
+            step = build_step(flat_flow, self.log_joint, "forward_kl" if name == "cover" else self.objective, particles)
         start = flat_flow.read()
         if name not in self.engines:
             wanted = self.resumed.get("engine", self.options.engine)

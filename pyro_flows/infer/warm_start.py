@@ -99,6 +99,7 @@ def find_start(
     points: Tensor,
     naive_scale: float,
     noise: Tensor,
+    room: Tensor | None = None,
     steps: int = 150,
 ) -> tuple[Start, int]:
     """The Gaussian with the best ELBO among Laplace approximations along several descents and the naive one.
@@ -109,6 +110,8 @@ def find_start(
         points: starting points ``(K, d)``, of the descents and of the naive Gaussians.
         naive_scale: standard deviation of the narrow naive Gaussians; wide ones have 1.
         noise: standard normal draws ``(N, d)``, the same for all candidates.
+        room: the log length of the interval that each coordinate lives on, ``(d,)``, infinite for numbers: no entropy is larger. Without it a
+            Gaussian of a periodic density would be the better the wider it is.
         steps: L-BFGS iterations from each point.
 
     Returns:
@@ -126,8 +129,8 @@ def find_start(
         with torch.no_grad():
             values = log_joint(loc + noise @ tril.mT)
         count += len(noise)
-        entropy = tril.diagonal().log().sum() + 0.5 * dim * (1 + math.log(2 * math.pi))
-        elbo = float(values.mean() + entropy)
+        entropies = tril.diagonal().log() + 0.5 * (1 + math.log(2 * math.pi))
+        elbo = float(values.mean() + (entropies if room is None else entropies.minimum(room)).sum())
         return Start(loc, tril, elbo if math.isfinite(elbo) else -math.inf, source)
 
     def counted(z: Tensor) -> tuple[Tensor, Tensor]:
