@@ -442,6 +442,23 @@ def test_single_precision_close_to_the_edge_of_the_ball(gap, make):
                 assert M.Sphere(n).distance(found[0]).max() < 1e-6
 
 
+@pytest.mark.parametrize("n", (2, 3, 4, 8))
+@pytest.mark.parametrize("make", (M.AxisFlow, M.CylinderAutoregressive), ids=lambda m: m.__name__)
+def test_single_precision_close_to_the_poles(make, n):
+    """Points in single precision are of unit length to 6e-8 only, which is more than what a height lacks to 1 near its pole."""
+    wide = perturbed(ManifoldInstance("", lambda: make(n), n, manifold=M.Sphere(n)))
+    narrow = make(n)
+    narrow.load_state_dict({k: v.float() for k, v in wide.state_dict().items()})
+    wide.load_state_dict({k: v.double() for k, v in narrow.state_dict().items()})
+    pole = M.Sphere(n).project(wide.params.bias[-n:].detach()) if make is M.AxisFlow else torch.eye(n).double()[-1]
+    for gap in (0.0, 1e-5, 1e-4, 1e-3, 1e-2):
+        points = M.Sphere(n).project(torch.stack([pole, -pole])[:, None] + gap * normal(1, 100, n)).float()
+        for way in WAYS:
+            with torch.no_grad():
+                found, exact = getattr(narrow, way)(points), getattr(wide, way)(M.Sphere(n).project(points.double()))
+            assert (found[0].double() - exact[0]).abs().max() < 5e-6 and (found[1].double() - exact[1]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 def test_corners_of_the_simplex(dtype):
     for n in (3, 5):
@@ -619,3 +636,17 @@ def test_gradients_at_the_identity_are_those_nearby():
     matrix, shift = torch.eye(3).double(), torch.zeros(3, dtype=torch.float64, requires_grad=True)
     slope = torch.autograd.grad(M.AffineUniform(matrix, shift).log_prob(x).sum(), shift)[0]
     close(slope, 2 * x.sum(0), 1e-9)
+
+
+def test_gradients_at_the_equator_are_those_nearby():
+    """The two halves of an odd map of heights meet there."""
+    layer = perturbed(next(c for c in MANIFOLD_ZOO if c.id == "sphere-axis-odd-3"))
+    axis = M.Sphere(3).project(layer.params.bias[-3:].detach())
+    for way in WAYS:
+        slopes = []
+        for height in (-1e-6, 0.0, 1e-6):
+            t = torch.tensor(height, dtype=torch.float64, requires_grad=True)
+            x = t * axis + (1 - t * t).sqrt() * M.Sphere(3).tangent_basis(axis)[:, 0]
+            slopes.append(torch.autograd.grad(getattr(layer, way)(x)[0] @ axis, t)[0])
+        assert slopes[1] > 0.1
+        close(slopes[1], (slopes[0] + slopes[2]) / 2, 1e-4)

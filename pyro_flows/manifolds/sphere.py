@@ -219,11 +219,12 @@ class AxisFlow(_SphereTransform):
         params = params.expand(*t.shape, -1)
         if not self.antipodal:
             return apply(t, params)
-        g, log_slope = apply(2 * t.abs() - 1, params)  # a spline of [0, 1] and its mirror image: the slopes at 0 agree
+        size = torch.where(t < 0, -t, t)  # not abs, whose derivative at zero is zero
+        g, log_slope = apply(2 * size - 1, params)  # a spline of [0, 1] and its mirror image: the slopes at 0 agree
         return torch.where(t < 0, -1.0, 1.0) * (g + 1) / 2, log_slope
 
     def _move(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        axis = unit(params[..., -self.dim :])
+        x, axis = unit(x), unit(params[..., -self.dim :])  # rounding of its length would be most of what a height lacks to 1 near a pole
         t = dot(x, axis)
         around = x - t * axis
         g, log_slope = self._bend(t.squeeze(-1), params[..., : -self.dim], inverse)
