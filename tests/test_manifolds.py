@@ -482,6 +482,32 @@ def test_small_dirichlets_are_drawn_inside():
         assert d.log_prob(d.sample((5000,))).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("temperature", (10.0, -50.0))
+@pytest.mark.parametrize("alpha", (0.002, 0.01, 0.5))
+def test_log_ratios_of_small_dirichlets(alpha, temperature, dtype):
+    """Log-ratios of the parts are differences of logarithms of gamma variables, whose moments polygamma functions give; so are their slopes."""
+    parts = torch.tensor([alpha, 2 * alpha, 1.0], dtype=dtype, requires_grad=True)
+    temperature *= max(1.0, 0.05 / alpha)
+    q = M.SimplicialGeneralizedBeta(parts, temperature).rsample((20_000,))
+    ratio = (q[:, 0].log() - q[:, 1].log()) * temperature
+    draws, first = ratio.detach().double(), torch.tensor([alpha, 2 * alpha]).double()
+    mean, variance = torch.digamma(first).diff().neg(), torch.polygamma(1, first).sum()
+    assert abs(draws.mean() - mean) < 4.5 * (variance / 20_000).sqrt()
+    fourth = torch.polygamma(3, first).sum() + 3 * variance**2
+    assert abs((draws - mean).square().mean() - variance) < 4.5 * ((fourth - variance**2) / 20_000).sqrt()
+    slope = torch.autograd.grad(ratio.mean(), parts)[0].double()
+    assert (slope[:2] / torch.polygamma(1, first) - torch.tensor([1.0, -1.0])).abs().max() < 0.1 and slope[2].abs() < 1e-3 * slope[0]
+
+
+def test_sticks_of_small_betas():
+    """Where both gamma variables of a stick underflow, it is not broken in the middle."""
+    small = torch.full((2,), 0.002)
+    first = M.GeneralizedDirichlet(small, small).sample((20_000,))[:, 0].double()
+    expected = stats.beta(0.002, 0.002).cdf(0.75) - stats.beta(0.002, 0.002).cdf(0.25)
+    assert abs(((first > 0.25) & (first < 0.75)).double().mean() - expected) < 4.5 * (expected / 20_000) ** 0.5
+
+
 def test_strong_concentrations():
     mu = unit(3).float()
     for d in (M.VonMisesFisher(mu, 1e4), M.PowerSpherical(mu, 1e4), M.Kent(_frame.float(), 1e4, 4e3)):

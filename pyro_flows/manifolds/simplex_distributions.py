@@ -65,9 +65,14 @@ class SimplicialGeneralizedBeta(ManifoldDistribution):
         return norm + (alpha * log_p).sum(-1) - log_q.sum(-1)
 
     def _draw(self, shape: torch.Size) -> Tensor:
-        p = torch.distributions.Dirichlet(self.concentration, validate_args=False).rsample(shape[: len(shape) - self.concentration.dim()])
-        log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
+        log_p = _log_gamma(self.concentration.expand(shape))  # up to what a softmax takes away
         return positive_exp((log_p / self.temperature.unsqueeze(-1) + self.shift).log_softmax(-1))
+
+
+def _log_gamma(alpha: Tensor) -> Tensor:
+    """Logarithms of gamma variables, which themselves underflow for small ``alpha``: one of ``alpha + 1``, times a uniform one to ``1 / alpha``."""
+    more = torch.distributions.Gamma(alpha + 1, torch.ones_like(alpha), validate_args=False).rsample()
+    return more.log() - torch.empty_like(more).exponential_() / alpha
 
 
 class LogisticNormal(ManifoldDistribution):
@@ -158,6 +163,6 @@ class GeneralizedDirichlet(ManifoldDistribution):
         return (norm + (a - 1) * (log_p[..., :-1] - before) + (b - 1) * (after - before) - before).sum(-1)
 
     def _draw(self, shape: torch.Size) -> Tensor:
-        sticks = torch.distributions.Dirichlet(torch.stack([self.concentration1, self.concentration0], -1), validate_args=False)
-        log_v, log_rest = sticks.rsample(shape[: len(shape) - self.concentration1.dim()]).log().clamp(min=-1e4).unbind(-1)
+        gammas = _log_gamma(torch.stack([self.concentration1, self.concentration0], -1).expand(*shape[:-1], -1, -1))
+        log_v, log_rest = gammas.log_softmax(-1).unbind(-1)
         return positive_exp(F.pad(log_v, (0, 1)) + F.pad(log_rest.cumsum(-1), (1, 0)))
