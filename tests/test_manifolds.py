@@ -416,6 +416,21 @@ def test_cylinder_densities_are_continuous_at_the_poles():
         close(flow().log_prob(torch.tensor([0.0, 0.0, pole]).double()), log_prob[0], 1e-4)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_cylinder_gradients_are_finite_at_all_poles(dtype):
+    """Also where several heights in a row are at one: what is left of the sphere is a single point of a smaller one."""
+    for n in (3, 4, 6):
+        case = ManifoldInstance("", lambda n=n: M.CylinderAutoregressive(n, bins=4, hidden_features=(8,)), n, param_scale=0.7, manifold=M.Sphere(n))
+        layer, poles = perturbed(case, dtype=dtype), torch.eye(n, dtype=dtype)
+        x = torch.cat([poles, -poles]).requires_grad_()
+        for way in WAYS:
+            y, ladj = getattr(layer, way)(x)
+            assert M.Sphere(n).distance(y).max() < 1e-6 and ladj.isfinite().all()
+            slopes = torch.autograd.grad(y.sum() + ladj.sum(), [x, *layer.parameters()])
+            assert all(slope.isfinite().all() for slope in slopes)
+            assert slopes[0].abs().max() < 1e3
+
+
 # --- rounding
 
 
