@@ -523,6 +523,13 @@ def test_sticks_of_small_betas():
     assert abs(((first > 0.25) & (first < 0.75)).double().mean() - expected) < 4.5 * (expected / 20_000) ** 0.5
 
 
+@pytest.mark.parametrize("kappa", (math.inf, math.nan, 1e300))
+def test_rejection_ends_at_concentrations_that_are_not_checked(kappa):
+    one = torch.tensor([1.0, kappa]).double()
+    for d in (M.VonMisesFisher(unit(4), one, validate_args=False), M.Kent(_frame, one, 0.1, validate_args=False)):
+        assert d.sample((100,))[:, 0].isfinite().all()
+
+
 def test_strong_concentrations():
     mu = unit(3).float()
     for d in (M.VonMisesFisher(mu, 1e4), M.PowerSpherical(mu, 1e4), M.Kent(_frame.float(), 1e4, 4e3)):
@@ -637,6 +644,13 @@ BROKEN = {
     "components": (lambda: M.ExponentialMap(3, 0), OptionError),
     "mobius-components": (lambda: pf.univariate.MobiusMixture(0), OptionError),
     "negative-concentration": (lambda: M.VonMisesFisher(torch.tensor([0.0, 1.0]), -1.0), OptionError),
+    **{
+        f"concentration-{k}-{make.__name__}": (lambda make=make, k=k: make(torch.tensor([0.0, 1.0]), k), OptionError)
+        for k in (math.inf, math.nan)
+        for make in (M.VonMisesFisher, M.PowerSpherical)
+    },
+    "kent-infinite": (lambda: M.Kent(torch.eye(3), math.inf, 0.1), OptionError),
+    "kent-nan": (lambda: M.Kent(torch.eye(3), math.nan, 0.1), OptionError),
     "negative-alpha": (lambda: M.SimplicialGeneralizedBeta(torch.tensor([1.0, -1.0])), OptionError),
     "alpha-and-shift": (lambda: M.SimplicialGeneralizedBeta(torch.ones(3), 1.0, torch.ones(2)), ShapeError),
     "no-broadcast": (lambda: M.VonMisesFisher(torch.eye(3), torch.ones(2)), ShapeError),

@@ -52,7 +52,7 @@ class _Around(ManifoldDistribution):
         super().__init__(Sphere(self.loc.shape[-1]), batch, validate_args)
         if self._validate_args:
             self.manifold.check(self.loc, f"{name}: loc")
-            require(self.concentration >= 0, f"{name}: concentration must not be negative")
+            require((self.concentration >= 0) & self.concentration.isfinite(), f"{name}: concentration must be finite and not negative")
 
     def _gap(self, shape: torch.Size) -> Tensor:
         raise NotImplementedError
@@ -82,7 +82,7 @@ class VonMisesFisher(_Around):
         concentration: :math:`\kappa \ge 0`, ``(*batch,)``.
 
     Raises:
-        SupportError: ``loc`` is not of length one. OptionError: a negative concentration.
+        SupportError: ``loc`` is not of length one. OptionError: a concentration that is negative or not finite.
 
     Example:
         >>> d = VonMisesFisher(torch.tensor([0.0, 0.0, 1.0]), 2.0)
@@ -137,7 +137,7 @@ def _wood(kappa: Tensor, n: int) -> Tensor:
         low = 2 * b / (1 + b)
         log_accept = kappa * (low - new) + (n - 1) * ((low + x0 * new).log() - log_top)
         fits = torch.rand_like(z).log() < log_accept
-        gap, done = torch.where(done, gap, new), done | fits
+        gap, done = torch.where(done, gap, new), done | fits | log_accept.isnan()  # unchecked concentrations may be infinite or NaN
     return gap
 
 
@@ -152,7 +152,7 @@ class PowerSpherical(_Around):
         concentration: :math:`\kappa \ge 0`, ``(*batch,)``; zero is the uniform distribution.
 
     Raises:
-        SupportError: ``loc`` is not of length one. OptionError: a negative concentration.
+        SupportError: ``loc`` is not of length one. OptionError: a concentration that is negative or not finite.
 
     Reference: The power spherical distribution (De Cao & Aziz, 2020), https://arxiv.org/abs/2006.04437
     """

@@ -155,6 +155,7 @@ class Kent(ManifoldDistribution):
         if self._validate_args:
             off = (self.frame.mT @ self.frame - torch.eye(3).to(self.frame)).abs()
             require(off < 1e-4, "Kent: the columns of frame must be orthonormal")
+            require((self.concentration >= 0) & self.concentration.isfinite(), "Kent: concentration must be finite and not negative")
             require(self.ovalness >= 0, "Kent: ovalness must not be negative: exchange the last two columns of frame instead")
             require(2 * self.ovalness <= self.concentration, "Kent: ovalness must be at most half of concentration")
 
@@ -184,7 +185,7 @@ class Kent(ManifoldDistribution):
             width = round_.clamp(min=0).sqrt()
             new = torch.stack([1 - s, width * azimuth.cos(), width * azimuth.sin()], -1)
             point = torch.where(done.unsqueeze(-1), point, new)
-            done = done | (torch.rand_like(rate).log() < log_accept)
+            done = done | (torch.rand_like(rate).log() < log_accept) | log_accept.isnan()  # unchecked parameters may be infinite or NaN
         return unit((frame @ point.unsqueeze(-1)).squeeze(-1)).to(self.frame)
 
 
