@@ -18,7 +18,7 @@ from zoo import CIRCLE, INTERVAL, normal, perturbed
 import pyro_flows as pf
 from pyro_flows import manifolds as M
 from pyro_flows import transforms as T
-from pyro_flows.errors import OptionError, ShapeError, SupportError
+from pyro_flows.errors import DtypeError, OptionError, ShapeError, SupportError
 from pyro_flows.numerics import log_bessel
 
 WAYS = ("forward_and_ladj", "inverse_and_ladj")
@@ -658,6 +658,37 @@ BROKEN = {
     "kent-frame": (lambda: M.Kent(torch.ones(3, 3), 1.0, 0.1), OptionError),
     "kent-size": (lambda: M.Kent(torch.eye(4), 1.0, 0.1), ShapeError),
     "acg-upper": (lambda: M.AngularCentralGaussian(torch.ones(2, 2)), OptionError),
+    "acg-nan": (lambda: M.AngularCentralGaussian(torch.tensor([[1.0, 0.0], [math.nan, 1.0]])), OptionError),
+    "affine-nan": (lambda: M.AffineUniform(math.nan * torch.eye(2), torch.zeros(2)), OptionError),
+    "affine-sizes": (lambda: M.AffineUniform(torch.eye(2), torch.zeros(3)), ShapeError),
+    "logistic-upper": (lambda: M.LogisticNormal(torch.zeros(2), torch.ones(2, 2)), OptionError),
+    "logistic-nan": (lambda: M.LogisticNormal(torch.tensor([0.0, math.nan]), torch.eye(2)), OptionError),
+    "logistic-scalar": (lambda: M.LogisticNormal(torch.tensor(0.0), torch.eye(2)), ShapeError),
+    "sgb-infinite": (lambda: M.SimplicialGeneralizedBeta(torch.tensor([1.0, math.inf])), OptionError),
+    "sgb-number": (lambda: M.SimplicialGeneralizedBeta(1.0), ShapeError),
+    "sgb-nan-shift": (lambda: M.SimplicialGeneralizedBeta(torch.ones(2), 1.0, torch.tensor([0.0, math.nan])), OptionError),
+    "temperature-list": (lambda: M.Calibration(3, temperature=[1.0]), OptionError),
+    "temperature-tensor": (lambda: M.Calibration(3, temperature=torch.ones(3)), OptionError),
+    "calibration-nan": (lambda: M.GeneralizedCalibration(3, matrix=math.nan * torch.eye(2)), OptionError),
+    "calibration-nan-shift": (lambda: M.GeneralizedCalibration(3, shift=torch.tensor([0.0, math.nan])), OptionError),
+    "calibration-integers": (lambda: M.GeneralizedCalibration(3, matrix=torch.eye(2, dtype=torch.int64)), DtypeError),
+    "calibration-list": (lambda: M.GeneralizedCalibration(3, shift=[0.0, 0.0]), DtypeError),
+    "chart-list": (lambda: M.SimplexFlow(T.Affine(2), ["ilr"]), OptionError),
+    "axis-size": (lambda: M.AxisFlow("3"), ShapeError),
+    "dirichlet-tensor": (lambda: M.Dirichlet(3, torch.ones(3)), OptionError),
+    **{
+        f"list-{make.__name__}": (lambda make=make, given=given: make(*given), DtypeError)
+        for make, given in (
+            (M.VonMisesFisher, ([0.0, 1.0], 1.0)),
+            (M.PowerSpherical, (torch.tensor([0.0, 1.0]), "1")),
+            (M.AngularCentralGaussian, ([[1.0, 0.0], [0.0, 1.0]],)),
+            (M.AffineUniform, (torch.eye(2), [0.0, 0.0])),
+            (M.Kent, (torch.eye(3).tolist(), 1.0, 0.1)),
+            (M.SimplicialGeneralizedBeta, ([1.0, 1.0],)),
+            (M.LogisticNormal, ([0.0, 0.0], torch.eye(2))),
+            (M.GeneralizedDirichlet, (torch.ones(2), [1.0, 1.0])),
+        )
+    },
     "logistic-diagonal": (lambda: M.LogisticNormal(torch.zeros(2), -torch.eye(2)), OptionError),
     "uniform": (lambda: M.Uniform(M.Product(M.Sphere(2))), OptionError),
     "mixed-supports": (lambda: T.Compose([M.Rotation(3), M.Calibration(3)]), SupportError),
@@ -674,6 +705,11 @@ def test_broken_options_are_refused(what):
     make, error = BROKEN[what]
     with pytest.raises(error):
         make()
+
+
+def test_whole_numbers_are_parameters_too():
+    assert M.AngularCentralGaussian(torch.eye(2, dtype=torch.int64)).sample().dtype == torch.get_default_dtype()
+    assert M.Calibration(3, temperature=2).temperature().item() == pytest.approx(2)
 
 
 def test_gradients_at_the_identity_are_those_nearby():

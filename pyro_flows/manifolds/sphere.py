@@ -206,7 +206,7 @@ class AxisFlow(_SphereTransform):
 
     def __init__(self, n: int, context_dim: int = 0, bins: int = 8, antipodal: bool = False) -> None:
         spline = IntervalSpline(bins)
-        super().__init__(n, context_dim, spline.num_params + n)
+        super().__init__(n, context_dim, spline.num_params + Sphere(n).n)
         self.spline, self.antipodal = spline, antipodal
         with torch.no_grad():
             self.params.bias[-n:] = unit(torch.randn(n))

@@ -8,7 +8,6 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ..errors import ShapeError
 from ..numerics import log_bessel
 from .distribution import ManifoldDistribution, UniformOn, require, together
 from .geometry import Sphere
@@ -52,7 +51,7 @@ class _Around(ManifoldDistribution):
         super().__init__(Sphere(self.loc.shape[-1]), batch, validate_args)
         if self._validate_args:
             self.manifold.check(self.loc, f"{name}: loc")
-            require((self.concentration >= 0) & self.concentration.isfinite(), f"{name}: concentration must be finite and not negative")
+            require(self.concentration >= 0, f"{name}: concentration must not be negative")
 
     def _gap(self, shape: torch.Size) -> Tensor:
         raise NotImplementedError
@@ -177,9 +176,3 @@ class PowerSpherical(_Around):
         (kappa,) = widened(self.concentration.expand(shape))
         b = torch.full_like(kappa, (self.manifold.size - 1) / 2)
         return 2 * torch.distributions.Beta(b, b + kappa, validate_args=False).rsample()
-
-
-def check_matrix(name: str, what: str, matrix: Tensor, n: int | None = None) -> None:
-    """A ``ShapeError`` unless a tensor holds square matrices."""
-    if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2] or n not in (None, matrix.shape[-1]):
-        raise ShapeError(f"{name}: {what} must have shape (*batch, {n or 'n'}, {n or 'n'}), got {tuple(matrix.shape)}")
