@@ -563,6 +563,18 @@ def test_univariate_maps(f):
         assert (f.forward(x[[0, -1]], params[:2])[1].abs() > 1e-3).all()  # slopes at the ends are free
 
 
+@pytest.mark.parametrize("tail", (-60.0, -24.0, -10.0, 10.0, 60.0))
+def test_gathering_in_single_precision(tail):
+    """Tails heavier than e^8 would leave no digits of the slope in the middle."""
+    f, x = pf.univariate.CircularGather(), torch.linspace(-math.pi, math.pi, 501)[1:-1]
+    for scale in (-8.0, 0.0):
+        params = torch.tensor([scale, tail, 0.5]).expand(len(x), 3)
+        (y, log_slope), (y_exact, exact) = f.forward(x, params), f.forward(x.double(), params.double())
+        assert (log_slope - exact).abs().max() < 1e-3 and (y - y_exact).abs().max() < 1e-3
+        back = f.inverse(y_exact.float(), params)[0]
+        assert (torch.remainder(back - x + 1, 2 * math.pi) - 1).abs().max() < 2e-3
+
+
 def test_mobius_mixtures_come_apart():
     """Components that are equal at the start must not stay equal."""
     flow = pf.flows.torus(1, transforms=1, univariate=pf.univariate.MobiusMixture(3))
