@@ -488,6 +488,38 @@ def test_corners_of_the_simplex(dtype):
             assert d.log_prob(p).isfinite().all()
 
 
+def _corners(n: int) -> Tensor:
+    """Compositions with one large part, and with one small part, down to 1e-37, in single precision."""
+    small = torch.tensor([1e-5, 1e-10, 1e-20, 1e-30, 1e-37])[:, None, None] * torch.ones(n, n)
+    eye = torch.eye(n).bool()
+    p = torch.cat([torch.where(eye, 1.0, small), torch.where(eye, small, 1.0)]).flatten(0, 1)
+    return p / p.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("n", (2, 3, 5))
+def test_small_parts_come_back_from_single_precision(n):
+    chain = [M.SimplexFlow([T.LULinear(n - 1)], "alr"), M.GeneralizedCalibration(n, matrix=0.9 * torch.eye(n - 1)), M.Calibration(n, temperature=1.1)]
+    turned = [M.Calibration(n, temperature=2.0), M.SimplexFlow([T.LULinear(n - 1)], "stick_breaking")]
+    p = _corners(n)
+    for transform in (*chain, *turned, T.Compose(chain), T.Compose(turned), pf.flows.simplex(n).transform):
+        with torch.no_grad():
+            y, ladj = transform.forward_and_ladj(p)
+            back, reverse = transform.inverse_and_ladj(y)
+        close(back.log(), p.log(), 1e-5)
+        close(reverse, -ladj, 1e-5)
+
+
+def test_small_parts_between_transforms_and_between_layers():
+    """Logarithms may go anywhere inside one layer; what leaves it are parts, of at least 1e-38."""
+    widen, p = T.Affine(2), _corners(3)
+    with torch.no_grad():
+        widen.log_scale.copy_(torch.tensor([1.0, 1.0]))
+        inside = M.SimplexFlow([widen, widen.inv])(p)
+        between = T.Compose([M.SimplexFlow(widen), M.SimplexFlow(widen).inv])(p)
+    close(inside.log(), p.log(), 1e-5)
+    assert (between.log() - p.log()).max() > 20 and (between > 0).all()
+
+
 def test_small_dirichlets_are_drawn_inside():
     for d in (
         M.SimplicialGeneralizedBeta(torch.full((3,), 0.05), 0.5),

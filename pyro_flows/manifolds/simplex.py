@@ -200,6 +200,9 @@ class GeneralizedCalibration(_InChart):
 class SimplexFlow(_InChart):
     r"""Any Euclidean transforms, in coordinates of the simplex: :math:`q = \phi(h(\phi^{-1}(p)))`, with a chart :math:`\phi`.
 
+    Inside, parts are logarithms and may be as small as they like. What comes out is at least the smallest normal number, 1e-38 in single precision:
+    of several layers in a row, one that sends parts below that loses them for the next. Transforms of one ``SimplexFlow`` do not.
+
     Args:
         transforms: transforms :math:`h` of ``n - 1`` coordinates, one after the other.
         chart: ``"ilr"`` (isometric log-ratios: no part is special), ``"alr"`` (log-ratios to the last part) or ``"stick_breaking"``.
