@@ -641,6 +641,17 @@ def test_points_off_the_manifold():
         M.VonMisesFisher(torch.ones(3), 2.0)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_vectors_of_any_length_have_a_direction(dtype):
+    x, sphere = unit(3).to(dtype), M.Sphere(3)
+    for power in (-0.9, -0.5, 0.5, 0.9):
+        close(sphere.project(x * torch.finfo(dtype).max ** power), x, 1e-6)
+    long = (3 * x).requires_grad_()
+    close(torch.autograd.grad(sphere.project(long)[0], long)[0], (sphere.tangent_basis(x) @ sphere.tangent_basis(x).mT)[0] / 3, 1e-6)
+    with pytest.raises(SupportError, match="1 of 2 vectors are zero"):
+        sphere.project(torch.stack([x, torch.zeros_like(x)]))
+
+
 def test_zeros_on_the_simplex():
     for ask in (M.Calibration(3), lambda p: M.SimplicialGeneralizedBeta(torch.ones(3)).log_prob(p), lambda p: pf.flows.simplex(3)().log_prob(p)):
         with pytest.raises(SupportError, match="exactly zero.*clamp_min"):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..errors import DtypeError, OptionError, ShapeError
 from ..nets import Hypernetwork
 from ..transforms import Compose, FlowTransform
+from ..transforms.linear import times
 from .charts import ALR, ILR, StickBreaking, _Chart, positive_exp
 from .distribution import check_finite
 from .geometry import Simplex, helmert
-from .sphere_maps import multiply
 from .transform import ManifoldTransform
 
 __all__ = ["Calibration", "GeneralizedCalibration", "SimplexFlow"]
@@ -185,7 +185,7 @@ class GeneralizedCalibration(_InChart):
 
     def _forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         matrix, shift = self._parts(context)
-        return multiply(matrix, z) + shift, torch.linalg.slogdet(matrix)[1].expand(z.shape[:-1])
+        return times(matrix, z) + shift, torch.linalg.slogdet(matrix)[1].expand(z.shape[:-1])
 
     def _backward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         matrix, shift = self._parts(context)

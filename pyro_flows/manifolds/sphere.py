@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..nets import Hypernetwork
+from ..transforms.linear import solve_rows, times
 from ..univariate import IntervalSpline
 from .geometry import Sphere
-from .sphere_maps import dot, log_widening, mobius, multiply, pulled_back, solve, translate, unit, unpack_lu, untranslate
+from .sphere_maps import dot, log_widening, mobius, pulled_back, translate, unit, unpack_lu, untranslate
 from .transform import ManifoldTransform, widened
 
 __all__ = ["Rotation", "NormalizedTranslation", "NormalizedLinear", "NormalizedAffine", "SphereMobius", "AxisFlow"]
@@ -60,10 +61,10 @@ class Rotation(_SphereTransform):
         return torch.linalg.solve(eye - skew, eye + skew)
 
     def _forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return unit(multiply(self._matrix(params), x)), x.new_zeros(x.shape[:-1])
+        return unit(times(self._matrix(params), x)), x.new_zeros(x.shape[:-1])
 
     def _backward(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return unit(multiply(self._matrix(params).mT, y)), y.new_zeros(y.shape[:-1])
+        return unit(times(self._matrix(params).mT, y)), y.new_zeros(y.shape[:-1])
 
 
 class NormalizedTranslation(_SphereTransform):
@@ -118,11 +119,11 @@ class NormalizedLinear(_SphereTransform):
 
     def _forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = unpack_lu(params, self.dim)
-        return pulled_back(multiply(lower, multiply(upper, x)))
+        return pulled_back(times(lower, times(upper, x)))
 
     def _backward(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = unpack_lu(params, self.dim)
-        return pulled_back(solve(upper, solve(lower, y, upper=False), upper=True))
+        return pulled_back(solve_rows(upper, solve_rows(lower, y), upper=True))
 
 
 class NormalizedAffine(NormalizedLinear):

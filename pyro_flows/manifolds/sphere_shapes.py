@@ -13,7 +13,7 @@ from .distribution import ManifoldDistribution, check_lower, check_matrix, requi
 from .geometry import Sphere
 from .grids import gauss_legendre
 from .manifold import can_look
-from .sphere_maps import dot, unit
+from .sphere_maps import dot, pulled_back, stretch, unit
 from .transform import widened
 
 __all__ = ["AngularCentralGaussian", "AffineUniform", "Kent"]
@@ -103,11 +103,8 @@ class AffineUniform(ManifoldDistribution):
             self._validate_sample(value)
         y, matrix, shift = widened(value, self.matrix, self.shift)
         z, c = (torch.linalg.solve(matrix, t.unsqueeze(-1)).squeeze(-1) for t in (y, shift))
-        b, square, k = dot(z, c), dot(z, z), 1 - dot(c, c)
-        s = (b * b + square * k).sqrt()
-        longer = s + torch.where(b >= 0, b, -b)  # not abs, whose derivative at zero, where layers start, is zero
-        length = torch.where(b >= 0, longer / square, k / longer)
-        ratio = torch.linalg.slogdet(matrix)[1] + (s.log() - (self.manifold.size - 1) * length.log()).squeeze(-1)
+        one, first = pulled_back(z)
+        ratio = torch.linalg.slogdet(matrix)[1] - first + stretch(one, c, 1 - dot(c, c))[1]
         return (-self.manifold.log_volume - ratio).to(value)
 
     def _draw(self, shape: torch.Size) -> Tensor:
