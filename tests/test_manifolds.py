@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -18,7 +19,7 @@ from zoo import CIRCLE, INTERVAL, normal, perturbed
 import pyro_flows as pf
 from pyro_flows import manifolds as M
 from pyro_flows import transforms as T
-from pyro_flows.errors import OptionError, ShapeError, SupportError
+from pyro_flows.errors import DtypeError, OptionError, ShapeError, SupportError
 from pyro_flows.numerics import log_bessel
 
 WAYS = ("forward_and_ladj", "inverse_and_ladj")
@@ -58,8 +59,8 @@ def test_geometry(manifold):
     close(basis.mT @ basis, torch.eye(manifold.intrinsic_dim).double().expand(4, 100, -1, -1))
     moved = manifold.project(x + 1e-6 * basis[..., 0])
     close((moved - x) / 1e-6, basis[..., 0], 1e-4)  # tangent: the manifold follows it
-    assert type(manifold)(**{k: v for k, v in vars(manifold).items()}) == manifold if not isinstance(manifold, M.Product) else True
-    assert manifold.measure
+    assert [copy.deepcopy(manifold) == other for other in MANIFOLDS] == [manifold is other for other in MANIFOLDS]
+    assert hash(copy.deepcopy(manifold)) == hash(manifold)
 
 
 @pytest.mark.parametrize("manifold", EXACT, ids=str)
@@ -93,6 +94,7 @@ def test_both_referees_agree_with_the_formula(case: ManifoldInstance):
 
 def test_ratios_of_a_product_add_up():
     manifold = M.Product(M.Sphere(3), M.Torus(1), M.Simplex(3))
+    assert manifold.measure == "surface measure x Lebesgue measure of the angles x Lebesgue measure of the first n - 1 parts"
     cases = [next(c for c in MANIFOLD_ZOO if c.id == id) for id in ("sphere-affine-3", "torus-elementwise-circular-1", "simplex-calibration-3")]
     transforms = [perturbed(c) for c in cases]
     sizes = [p.size for p in manifold.parts]
@@ -416,6 +418,21 @@ def test_cylinder_densities_are_continuous_at_the_poles():
         close(flow().log_prob(torch.tensor([0.0, 0.0, pole]).double()), log_prob[0], 1e-4)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_cylinder_gradients_are_finite_at_all_poles(dtype):
+    """Also where several heights in a row are at one: what is left of the sphere is a single point of a smaller one."""
+    for n in (3, 4, 6):
+        case = ManifoldInstance("", lambda n=n: M.CylinderAutoregressive(n, bins=4, hidden_features=(8,)), n, param_scale=0.7, manifold=M.Sphere(n))
+        layer, poles = perturbed(case, dtype=dtype), torch.eye(n, dtype=dtype)
+        x = torch.cat([poles, -poles]).requires_grad_()
+        for way in WAYS:
+            y, ladj = getattr(layer, way)(x)
+            assert M.Sphere(n).distance(y).max() < 1e-6 and ladj.isfinite().all()
+            slopes = torch.autograd.grad(y.sum() + ladj.sum(), [x, *layer.parameters()])
+            assert all(slope.isfinite().all() for slope in slopes)
+            assert slopes[0].abs().max() < 1e3
+
+
 # --- rounding
 
 
@@ -442,6 +459,23 @@ def test_single_precision_close_to_the_edge_of_the_ball(gap, make):
                 assert M.Sphere(n).distance(found[0]).max() < 1e-6
 
 
+@pytest.mark.parametrize("n", (2, 3, 4, 8))
+@pytest.mark.parametrize("make", (M.AxisFlow, M.CylinderAutoregressive), ids=lambda m: m.__name__)
+def test_single_precision_close_to_the_poles(make, n):
+    """Points in single precision are of unit length to 6e-8 only, which is more than what a height lacks to 1 near its pole."""
+    wide = perturbed(ManifoldInstance("", lambda: make(n), n, manifold=M.Sphere(n)))
+    narrow = make(n)
+    narrow.load_state_dict({k: v.float() for k, v in wide.state_dict().items()})
+    wide.load_state_dict({k: v.double() for k, v in narrow.state_dict().items()})
+    pole = M.Sphere(n).project(wide.params.bias[-n:].detach()) if make is M.AxisFlow else torch.eye(n).double()[-1]
+    for gap in (0.0, 1e-5, 1e-4, 1e-3, 1e-2):
+        points = M.Sphere(n).project(torch.stack([pole, -pole])[:, None] + gap * normal(1, 100, n)).float()
+        for way in WAYS:
+            with torch.no_grad():
+                found, exact = getattr(narrow, way)(points), getattr(wide, way)(M.Sphere(n).project(points.double()))
+            assert (found[0].double() - exact[0]).abs().max() < 5e-6 and (found[1].double() - exact[1]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 def test_corners_of_the_simplex(dtype):
     for n in (3, 5):
@@ -456,6 +490,38 @@ def test_corners_of_the_simplex(dtype):
             assert d.log_prob(p).isfinite().all()
 
 
+def _corners(n: int) -> Tensor:
+    """Compositions with one large part, and with one small part, down to 1e-37, in single precision."""
+    small = torch.tensor([1e-5, 1e-10, 1e-20, 1e-30, 1e-37])[:, None, None] * torch.ones(n, n)
+    eye = torch.eye(n).bool()
+    p = torch.cat([torch.where(eye, 1.0, small), torch.where(eye, small, 1.0)]).flatten(0, 1)
+    return p / p.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("n", (2, 3, 5))
+def test_small_parts_come_back_from_single_precision(n):
+    chain = [M.SimplexFlow([T.LULinear(n - 1)], "alr"), M.GeneralizedCalibration(n, matrix=0.9 * torch.eye(n - 1)), M.Calibration(n, temperature=1.1)]
+    turned = [M.Calibration(n, temperature=2.0), M.SimplexFlow([T.LULinear(n - 1)], "stick_breaking")]
+    p = _corners(n)
+    for transform in (*chain, *turned, T.Compose(chain), T.Compose(turned), pf.flows.simplex(n).transform):
+        with torch.no_grad():
+            y, ladj = transform.forward_and_ladj(p)
+            back, reverse = transform.inverse_and_ladj(y)
+        close(back.log(), p.log(), 1e-5)
+        close(reverse, -ladj, 1e-5)
+
+
+def test_small_parts_between_transforms_and_between_layers():
+    """Logarithms may go anywhere inside one layer; what leaves it are parts, of at least 1e-38."""
+    widen, p = T.Affine(2), _corners(3)
+    with torch.no_grad():
+        widen.log_scale.copy_(torch.tensor([1.0, 1.0]))
+        inside = M.SimplexFlow([widen, widen.inv])(p)
+        between = T.Compose([M.SimplexFlow(widen), M.SimplexFlow(widen).inv])(p)
+    close(inside.log(), p.log(), 1e-5)
+    assert (between.log() - p.log()).max() > 20 and (between > 0).all()
+
+
 def test_small_dirichlets_are_drawn_inside():
     for d in (
         M.SimplicialGeneralizedBeta(torch.full((3,), 0.05), 0.5),
@@ -463,6 +529,39 @@ def test_small_dirichlets_are_drawn_inside():
         pf.FlowDistribution(dist.Dirichlet(torch.full((3,), 0.05)), [M.Calibration(3, temperature=0.5)]),
     ):
         assert d.log_prob(d.sample((5000,))).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("temperature", (10.0, -50.0))
+@pytest.mark.parametrize("alpha", (0.002, 0.01, 0.5))
+def test_log_ratios_of_small_dirichlets(alpha, temperature, dtype):
+    """Log-ratios of the parts are differences of logarithms of gamma variables, whose moments polygamma functions give; so are their slopes."""
+    parts = torch.tensor([alpha, 2 * alpha, 1.0], dtype=dtype, requires_grad=True)
+    temperature *= max(1.0, 0.05 / alpha)
+    q = M.SimplicialGeneralizedBeta(parts, temperature).rsample((20_000,))
+    ratio = (q[:, 0].log() - q[:, 1].log()) * temperature
+    draws, first = ratio.detach().double(), torch.tensor([alpha, 2 * alpha]).double()
+    mean, variance = torch.digamma(first).diff().neg(), torch.polygamma(1, first).sum()
+    assert abs(draws.mean() - mean) < 4.5 * (variance / 20_000).sqrt()
+    fourth = torch.polygamma(3, first).sum() + 3 * variance**2
+    assert abs((draws - mean).square().mean() - variance) < 4.5 * ((fourth - variance**2) / 20_000).sqrt()
+    slope = torch.autograd.grad(ratio.mean(), parts)[0].double()
+    assert (slope[:2] / torch.polygamma(1, first) - torch.tensor([1.0, -1.0])).abs().max() < 0.1 and slope[2].abs() < 1e-3 * slope[0]
+
+
+def test_sticks_of_small_betas():
+    """Where both gamma variables of a stick underflow, it is not broken in the middle."""
+    small = torch.full((2,), 0.002)
+    first = M.GeneralizedDirichlet(small, small).sample((20_000,))[:, 0].double()
+    expected = stats.beta(0.002, 0.002).cdf(0.75) - stats.beta(0.002, 0.002).cdf(0.25)
+    assert abs(((first > 0.25) & (first < 0.75)).double().mean() - expected) < 4.5 * (expected / 20_000) ** 0.5
+
+
+@pytest.mark.parametrize("kappa", (math.inf, math.nan, 1e300))
+def test_rejection_ends_at_concentrations_that_are_not_checked(kappa):
+    one = torch.tensor([1.0, kappa]).double()
+    for d in (M.VonMisesFisher(unit(4), one, validate_args=False), M.Kent(_frame, one, 0.1, validate_args=False)):
+        assert d.sample((100,))[:, 0].isfinite().all()
 
 
 def test_strong_concentrations():
@@ -498,6 +597,18 @@ def test_univariate_maps(f):
         assert (f.forward(x[[0, -1]], params[:2])[1].abs() > 1e-3).all()  # slopes at the ends are free
 
 
+@pytest.mark.parametrize("tail", (-60.0, -24.0, -10.0, 10.0, 60.0))
+def test_gathering_in_single_precision(tail):
+    """Tails heavier than e^8 would leave no digits of the slope in the middle."""
+    f, x = pf.univariate.CircularGather(), torch.linspace(-math.pi, math.pi, 501)[1:-1]
+    for scale in (-8.0, 0.0):
+        params = torch.tensor([scale, tail, 0.5]).expand(len(x), 3)
+        (y, log_slope), (y_exact, exact) = f.forward(x, params), f.forward(x.double(), params.double())
+        assert (log_slope - exact).abs().max() < 1e-3 and (y - y_exact).abs().max() < 1e-3
+        back = f.inverse(y_exact.float(), params)[0]
+        assert (torch.remainder(back - x + 1, 2 * math.pi) - 1).abs().max() < 2e-3
+
+
 def test_mobius_mixtures_come_apart():
     """Components that are equal at the start must not stay equal."""
     flow = pf.flows.torus(1, transforms=1, univariate=pf.univariate.MobiusMixture(3))
@@ -530,6 +641,17 @@ def test_points_off_the_manifold():
     assert M.VonMisesFisher(unit(3), 2.0).log_prob(rounded).isfinite().all()
     with pytest.raises(SupportError, match="loc"):
         M.VonMisesFisher(torch.ones(3), 2.0)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_vectors_of_any_length_have_a_direction(dtype):
+    x, sphere = unit(3).to(dtype), M.Sphere(3)
+    for power in (-0.9, -0.5, 0.5, 0.9):
+        close(sphere.project(x * torch.finfo(dtype).max ** power), x, 1e-6)
+    long = (3 * x).requires_grad_()
+    close(torch.autograd.grad(sphere.project(long)[0], long)[0], (sphere.tangent_basis(x) @ sphere.tangent_basis(x).mT)[0] / 3, 1e-6)
+    with pytest.raises(SupportError, match="1 of 2 vectors are zero"):
+        sphere.project(torch.stack([x, torch.zeros_like(x)]))
 
 
 def test_zeros_on_the_simplex():
@@ -579,6 +701,13 @@ BROKEN = {
     "components": (lambda: M.ExponentialMap(3, 0), OptionError),
     "mobius-components": (lambda: pf.univariate.MobiusMixture(0), OptionError),
     "negative-concentration": (lambda: M.VonMisesFisher(torch.tensor([0.0, 1.0]), -1.0), OptionError),
+    **{
+        f"concentration-{k}-{make.__name__}": (lambda make=make, k=k: make(torch.tensor([0.0, 1.0]), k), OptionError)
+        for k in (math.inf, math.nan)
+        for make in (M.VonMisesFisher, M.PowerSpherical)
+    },
+    "kent-infinite": (lambda: M.Kent(torch.eye(3), math.inf, 0.1), OptionError),
+    "kent-nan": (lambda: M.Kent(torch.eye(3), math.nan, 0.1), OptionError),
     "negative-alpha": (lambda: M.SimplicialGeneralizedBeta(torch.tensor([1.0, -1.0])), OptionError),
     "alpha-and-shift": (lambda: M.SimplicialGeneralizedBeta(torch.ones(3), 1.0, torch.ones(2)), ShapeError),
     "no-broadcast": (lambda: M.VonMisesFisher(torch.eye(3), torch.ones(2)), ShapeError),
@@ -586,6 +715,37 @@ BROKEN = {
     "kent-frame": (lambda: M.Kent(torch.ones(3, 3), 1.0, 0.1), OptionError),
     "kent-size": (lambda: M.Kent(torch.eye(4), 1.0, 0.1), ShapeError),
     "acg-upper": (lambda: M.AngularCentralGaussian(torch.ones(2, 2)), OptionError),
+    "acg-nan": (lambda: M.AngularCentralGaussian(torch.tensor([[1.0, 0.0], [math.nan, 1.0]])), OptionError),
+    "affine-nan": (lambda: M.AffineUniform(math.nan * torch.eye(2), torch.zeros(2)), OptionError),
+    "affine-sizes": (lambda: M.AffineUniform(torch.eye(2), torch.zeros(3)), ShapeError),
+    "logistic-upper": (lambda: M.LogisticNormal(torch.zeros(2), torch.ones(2, 2)), OptionError),
+    "logistic-nan": (lambda: M.LogisticNormal(torch.tensor([0.0, math.nan]), torch.eye(2)), OptionError),
+    "logistic-scalar": (lambda: M.LogisticNormal(torch.tensor(0.0), torch.eye(2)), ShapeError),
+    "sgb-infinite": (lambda: M.SimplicialGeneralizedBeta(torch.tensor([1.0, math.inf])), OptionError),
+    "sgb-number": (lambda: M.SimplicialGeneralizedBeta(1.0), ShapeError),
+    "sgb-nan-shift": (lambda: M.SimplicialGeneralizedBeta(torch.ones(2), 1.0, torch.tensor([0.0, math.nan])), OptionError),
+    "temperature-list": (lambda: M.Calibration(3, temperature=[1.0]), OptionError),
+    "temperature-tensor": (lambda: M.Calibration(3, temperature=torch.ones(3)), OptionError),
+    "calibration-nan": (lambda: M.GeneralizedCalibration(3, matrix=math.nan * torch.eye(2)), OptionError),
+    "calibration-nan-shift": (lambda: M.GeneralizedCalibration(3, shift=torch.tensor([0.0, math.nan])), OptionError),
+    "calibration-integers": (lambda: M.GeneralizedCalibration(3, matrix=torch.eye(2, dtype=torch.int64)), DtypeError),
+    "calibration-list": (lambda: M.GeneralizedCalibration(3, shift=[0.0, 0.0]), DtypeError),
+    "chart-list": (lambda: M.SimplexFlow(T.Affine(2), ["ilr"]), OptionError),
+    "axis-size": (lambda: M.AxisFlow("3"), ShapeError),
+    "dirichlet-tensor": (lambda: M.Dirichlet(3, torch.ones(3)), OptionError),
+    **{
+        f"list-{make.__name__}": (lambda make=make, given=given: make(*given), DtypeError)
+        for make, given in (
+            (M.VonMisesFisher, ([0.0, 1.0], 1.0)),
+            (M.PowerSpherical, (torch.tensor([0.0, 1.0]), "1")),
+            (M.AngularCentralGaussian, ([[1.0, 0.0], [0.0, 1.0]],)),
+            (M.AffineUniform, (torch.eye(2), [0.0, 0.0])),
+            (M.Kent, (torch.eye(3).tolist(), 1.0, 0.1)),
+            (M.SimplicialGeneralizedBeta, ([1.0, 1.0],)),
+            (M.LogisticNormal, ([0.0, 0.0], torch.eye(2))),
+            (M.GeneralizedDirichlet, (torch.ones(2), [1.0, 1.0])),
+        )
+    },
     "logistic-diagonal": (lambda: M.LogisticNormal(torch.zeros(2), -torch.eye(2)), OptionError),
     "uniform": (lambda: M.Uniform(M.Product(M.Sphere(2))), OptionError),
     "mixed-supports": (lambda: T.Compose([M.Rotation(3), M.Calibration(3)]), SupportError),
@@ -604,6 +764,11 @@ def test_broken_options_are_refused(what):
         make()
 
 
+def test_whole_numbers_are_parameters_too():
+    assert M.AngularCentralGaussian(torch.eye(2, dtype=torch.int64)).sample().dtype == torch.get_default_dtype()
+    assert M.Calibration(3, temperature=2).temperature().item() == pytest.approx(2)
+
+
 def test_gradients_at_the_identity_are_those_nearby():
     """Formulas with two branches meet where layers start, at a shift of zero."""
     x = M.Sphere(3).random_uniform((5,), dtype=torch.float64)
@@ -619,3 +784,17 @@ def test_gradients_at_the_identity_are_those_nearby():
     matrix, shift = torch.eye(3).double(), torch.zeros(3, dtype=torch.float64, requires_grad=True)
     slope = torch.autograd.grad(M.AffineUniform(matrix, shift).log_prob(x).sum(), shift)[0]
     close(slope, 2 * x.sum(0), 1e-9)
+
+
+def test_gradients_at_the_equator_are_those_nearby():
+    """The two halves of an odd map of heights meet there."""
+    layer = perturbed(next(c for c in MANIFOLD_ZOO if c.id == "sphere-axis-odd-3"))
+    axis = M.Sphere(3).project(layer.params.bias[-3:].detach())
+    for way in WAYS:
+        slopes = []
+        for height in (-1e-6, 0.0, 1e-6):
+            t = torch.tensor(height, dtype=torch.float64, requires_grad=True)
+            x = t * axis + (1 - t * t).sqrt() * M.Sphere(3).tangent_basis(axis)[:, 0]
+            slopes.append(torch.autograd.grad(getattr(layer, way)(x)[0] @ axis, t)[0])
+        assert slopes[1] > 0.1
+        close(slopes[1], (slopes[0] + slopes[2]) / 2, 1e-4)

@@ -82,8 +82,8 @@ class Dirichlet(nn.Module):
 
     def __init__(self, n: int, concentration: float = 1.0, trainable: bool = True) -> None:
         super().__init__()
-        if not 0 < concentration < float("inf"):
-            raise OptionError(f"Dirichlet: concentration must be positive, got {concentration}")
+        if not isinstance(concentration, int | float) or not 0 < concentration < float("inf"):
+            raise OptionError(f"Dirichlet: concentration must be a positive number, got {concentration!r}")
         self.manifold, self.dim = Simplex(n), n
         start = torch.full((n,), float(concentration)).log()
         if trainable:

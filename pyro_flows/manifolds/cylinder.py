@@ -112,7 +112,8 @@ def _apart(x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
     below = (x[..., :2] * x[..., :2]).sum(-1)
     angle = torch.atan2(columns[1], torch.where(below > tiny, columns[0], torch.ones_like(below)))
     for column in columns[2:]:
-        whole = (below + column * column).clamp(min=tiny)
+        whole = below + column * column
+        whole = torch.where(whole > tiny, whole, torch.ones_like(whole))
         heights.append(column / whole.sqrt())
         widths.append(below / whole)
         below = below + column * column

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..errors import OptionError, ShapeError
+from ..errors import DtypeError, OptionError, ShapeError
 from .manifold import Manifold, can_look
 
 __all__ = ["ManifoldDistribution"]
@@ -27,6 +28,9 @@ class ManifoldDistribution(dist.TorchDistribution):
         self.manifold = manifold
         super().__init__(torch.Size(batch_shape), torch.Size([manifold.size]), validate_args=False)
         self._validate_args: bool = torch.distributions.Distribution._validate_args if validate_args is None else validate_args  # type: ignore[misc]
+        if self._validate_args:
+            for name in self.parameter_dims:
+                check_finite(type(self).__name__, name, getattr(self, name))
 
     @property
     def support(self) -> constraints.Constraint:
@@ -45,7 +49,8 @@ class ManifoldDistribution(dist.TorchDistribution):
                 value = value.expand(torch.Size(batch_shape) + value.shape[value.dim() - event :])
             if not name.startswith("_"):
                 setattr(new, name, value)
-        ManifoldDistribution.__init__(new, self.manifold, batch_shape, validate_args=self._validate_args)
+        ManifoldDistribution.__init__(new, self.manifold, batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
         return new
 
     def rsample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
@@ -84,15 +89,17 @@ class UniformOn(ManifoldDistribution):
 
 def together(name: str, parameters: Mapping[str, tuple[Tensor | float, int]]) -> tuple[list[Tensor], torch.Size]:
     """Parameters, given with how many dimensions each has, broadcast to one batch shape and dtype; and that shape."""
+    for key, (value, dims) in parameters.items():
+        if not isinstance(value, Tensor | Real):
+            raise DtypeError(f"{name}: {key} must be a tensor, got {type(value).__name__}: torch.tensor makes one of numbers")
+        if torch.as_tensor(value).dim() < dims:
+            raise ShapeError(f"{name}: {key} must have {dims} dimensions or more, got shape {tuple(torch.as_tensor(value).shape)}")
     given = [value for value, _ in parameters.values() if isinstance(value, Tensor)]
     dtype = next((t.dtype for t in given if t.is_floating_point()), torch.get_default_dtype())
     for t in given:
         dtype = torch.promote_types(dtype, t.dtype)
     tensors = {key: torch.as_tensor(value, dtype=dtype, device=given[0].device) for key, (value, _) in parameters.items()}
     events = {key: tensors[key].shape[tensors[key].dim() - dims :] for key, (_, dims) in parameters.items()}
-    for key, (_, dims) in parameters.items():
-        if tensors[key].dim() < dims:
-            raise ShapeError(f"{name}: {key} must have {dims} dimensions or more, got shape {tuple(tensors[key].shape)}")
     try:
         batch = torch.broadcast_shapes(*(tensors[key].shape[: tensors[key].dim() - dims] for key, (_, dims) in parameters.items()))
     except RuntimeError:
@@ -105,3 +112,21 @@ def require(condition: Tensor, message: str) -> None:
     """An ``OptionError``, unless a condition holds everywhere; silent inside traced graphs."""
     if can_look(condition) and not bool(condition.all()):
         raise OptionError(message)
+
+
+def check_finite(name: str, what: str, value: Tensor) -> None:
+    """An ``OptionError`` for a tensor with entries that are NaN or infinite; silent inside traced graphs."""
+    if can_look(value) and not bool(value.isfinite().all()):
+        bad = int((~value.isfinite()).sum())
+        raise OptionError(f"{name}: {what} must be finite, but {bad} of {value.numel()} entries are NaN or infinite: look at where it was computed")
+
+
+def check_matrix(name: str, what: str, matrix: Tensor, n: int | None = None) -> None:
+    """A ``ShapeError`` unless a tensor holds square matrices, of ``n`` rows where that is given."""
+    if matrix.shape[-1] != matrix.shape[-2] or n not in (None, matrix.shape[-1]):
+        raise ShapeError(f"{name}: {what} must have shape (*batch, {n or 'n'}, {n or 'n'}), got {tuple(matrix.shape)}")
+
+
+def check_lower(name: str, what: str, matrix: Tensor) -> None:
+    """An ``OptionError`` unless matrices are lower triangular; silent inside traced graphs."""
+    require(matrix.triu(1) == 0, f"{name}: {what} must be lower triangular: torch.linalg.cholesky(covariance) is")

@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import ShapeError, SupportError
 from .grids import circle_grid, simplex_grid, sphere_grid
-from .manifold import Manifold
+from .manifold import Manifold, can_look
 
 __all__ = ["Sphere", "Simplex", "Torus"]
 
@@ -20,6 +20,11 @@ __all__ = ["Sphere", "Simplex", "Torus"]
 def _check_size(name: str, size: int, least: int) -> None:
     if not isinstance(size, int) or size < least:
         raise ShapeError(f"{name}: the number of coordinates must be an integer, at least {least}, got {size!r}")
+
+
+def unit(x: Tensor) -> Tensor:
+    """``x / |x|``, for vectors whose squares neither overflow nor vanish."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,11 @@ class Sphere(Manifold):
         return math.log(2) + self.n / 2 * math.log(math.pi) - math.lgamma(self.n / 2)
 
     def project(self, x: Tensor) -> Tensor:
-        """``x / |x|``."""
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        """``x / |x|``, for vectors of any length but zero: a ``SupportError``, and NaN inside traced graphs, which cannot look."""
+        size = x.detach().abs().amax(-1, keepdim=True)
+        if can_look(size) and bool((size == 0).any()):
+            raise SupportError(f"{self!r}.project: {int((size == 0).sum())} of {size.numel()} vectors are zero and have no direction: leave them out")
+        return unit(x / size)
 
     def distance(self, x: Tensor) -> Tensor:
         return (torch.linalg.vector_norm(x, dim=-1) - 1).abs()
@@ -79,7 +87,7 @@ class Sphere(Manifold):
         angle = torch.atan2(size, cosine)
         rounding = size < 16 * torch.finfo(start.dtype).eps
         toward = torch.where(rounding, self.tangent_basis(start)[..., 0], toward / torch.where(rounding, 1.0, size))
-        toward = self.project(toward - (start * toward).sum(-1, keepdim=True) * start)  # once more, for points that are nearly opposite
+        toward = unit(toward - (start * toward).sum(-1, keepdim=True) * start)  # once more, for points that are nearly opposite
         cos, sin = (t * angle).cos(), (t * angle).sin()
         return cos * start + sin * toward, angle * (cos * toward - sin * start)
 
@@ -87,7 +95,7 @@ class Sphere(Manifold):
         return torch.linalg.vector_norm(z, dim=-1, keepdim=True).expand_as(z)
 
     def random_uniform(self, shape: Sequence[int] = (), dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.project(torch.randn(*shape, self.n, dtype=dtype, device=device))
+        return unit(torch.randn(*shape, self.n, dtype=dtype, device=device))
 
     def quadrature(self, resolution: int = 200) -> tuple[Tensor, Tensor]:
         if self.n > 3:

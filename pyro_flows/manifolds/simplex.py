@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError, ShapeError
+from ..errors import DtypeError, OptionError, ShapeError
 from ..nets import Hypernetwork
 from ..transforms import Compose, FlowTransform
+from ..transforms.linear import times
 from .charts import ALR, ILR, StickBreaking, _Chart, positive_exp
+from .distribution import check_finite
 from .geometry import Simplex, helmert
-from .sphere_maps import multiply
 from .transform import ManifoldTransform
 
 __all__ = ["Calibration", "GeneralizedCalibration", "SimplexFlow"]
@@ -25,7 +27,7 @@ class _InChart(ManifoldTransform):
 
     def __init__(self, n: int, context_dim: int = 0, chart: str = "ilr") -> None:
         super().__init__(Simplex(n), context_dim)
-        if chart not in CHARTS:
+        if chart not in list(CHARTS):
             raise OptionError(f"{type(self).__name__}: chart must be one of {', '.join(CHARTS)}, got {chart!r}")
         self.chart = chart
 
@@ -64,7 +66,7 @@ class Calibration(_InChart):
     Cost: :math:`O(n^2)` a point in both directions. Starts at the identity, for ``temperature=1``.
 
     Raises:
-        OptionError: a temperature of zero.
+        OptionError: a temperature that is zero or no finite number.
 
     Example:
         >>> layer = Calibration(3, temperature=2.0)
@@ -76,12 +78,12 @@ class Calibration(_InChart):
 
     def __init__(self, n: int, context_dim: int = 0, temperature: float = 1.0, shifted: bool = True) -> None:
         super().__init__(n, context_dim)
-        if not abs(temperature) > 0 or abs(temperature) == float("inf"):
-            raise OptionError(f"Calibration: temperature must be finite and not zero, got {temperature}")
+        if not isinstance(temperature, int | float) or temperature == 0 or not math.isfinite(temperature):
+            raise OptionError(f"Calibration: temperature must be a finite number, not zero, got {temperature!r}")
         self._side, self.shifted = 1.0 if temperature > 0 else -1.0, shifted
         self.params = Hypernetwork((n if shifted else 1,), context_dim)
         with torch.no_grad():
-            self.params.bias[0] = torch.tensor(abs(temperature)).log()
+            self.params.bias[0] = math.log(abs(temperature))
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ", temperature<0" * (self._side < 0) + ", shifted=False" * (not self.shifted)
@@ -126,8 +128,8 @@ class GeneralizedCalibration(_InChart):
     Cost: :math:`O(n^2)` a point in both directions, and :math:`O(n^3)` once a context. Starts at the identity, or at what is given.
 
     Raises:
-        ShapeError: a matrix or a shift of another shape.
-        OptionError: a singular matrix; or a group operation of layers that depend on a context.
+        ShapeError: a matrix or a shift of another shape. DtypeError: one that is no tensor of floating-point numbers.
+        OptionError: a singular matrix, or entries that are not finite; or a group operation of layers that depend on a context.
     """
 
     def __init__(self, n: int, context_dim: int = 0, matrix: Tensor | None = None, shift: Tensor | None = None) -> None:
@@ -135,8 +137,14 @@ class GeneralizedCalibration(_InChart):
         self.params = Hypernetwork((n - 1, n), context_dim)
         bias, eye = self.params.bias, torch.eye(n - 1)
         for name, value, shape in (("matrix", matrix, (n - 1, n - 1)), ("shift", shift, (n - 1,))):
-            if value is not None and value.shape != shape:
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise DtypeError(f"GeneralizedCalibration: {name} must be a tensor of floating-point numbers, got {kind}")
+            if value.shape != shape:
                 raise ShapeError(f"GeneralizedCalibration: {name} must have shape {shape}, got {tuple(value.shape)}: it acts on ILR coordinates")
+            check_finite("GeneralizedCalibration", name, value)
         if matrix is not None and not bool(torch.linalg.matrix_rank(matrix.detach()) == n - 1):
             raise OptionError(f"GeneralizedCalibration: matrix is singular, of rank {int(torch.linalg.matrix_rank(matrix.detach()))} of {n - 1}")
         given = next((t for t in (matrix, shift) if t is not None), bias).detach()
@@ -177,7 +185,7 @@ class GeneralizedCalibration(_InChart):
 
     def _forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         matrix, shift = self._parts(context)
-        return multiply(matrix, z) + shift, torch.linalg.slogdet(matrix)[1].expand(z.shape[:-1])
+        return times(matrix, z) + shift, torch.linalg.slogdet(matrix)[1].expand(z.shape[:-1])
 
     def _backward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         matrix, shift = self._parts(context)
@@ -191,6 +199,9 @@ class GeneralizedCalibration(_InChart):
 
 class SimplexFlow(_InChart):
     r"""Any Euclidean transforms, in coordinates of the simplex: :math:`q = \phi(h(\phi^{-1}(p)))`, with a chart :math:`\phi`.
+
+    Inside, parts are logarithms and may be as small as they like. What comes out is at least the smallest normal number, 1e-38 in single precision:
+    of several layers in a row, one that sends parts below that loses them for the next. Transforms of one ``SimplexFlow`` do not.
 
     Args:
         transforms: transforms :math:`h` of ``n - 1`` coordinates, one after the other.

@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from ..errors import ShapeError
 from .charts import ILR, positive_exp
-from .distribution import ManifoldDistribution, require, together
+from .distribution import ManifoldDistribution, check_lower, check_matrix, require, together
 from .geometry import Simplex
-from .sphere_distributions import check_matrix
 
 __all__ = ["SimplicialGeneralizedBeta", "LogisticNormal", "GeneralizedDirichlet"]
 
@@ -54,7 +53,7 @@ class SimplicialGeneralizedBeta(ManifoldDistribution):
         super().__init__(Simplex(self.concentration.shape[-1]), batch, validate_args)
         if self._validate_args:
             require(self.concentration > 0, f"{name}: concentration must be positive")
-            require((self.temperature != 0) & self.temperature.isfinite(), f"{name}: temperature must be finite and not zero")
+            require(self.temperature != 0, f"{name}: temperature must not be zero")
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -65,9 +64,14 @@ class SimplicialGeneralizedBeta(ManifoldDistribution):
         return norm + (alpha * log_p).sum(-1) - log_q.sum(-1)
 
     def _draw(self, shape: torch.Size) -> Tensor:
-        p = torch.distributions.Dirichlet(self.concentration, validate_args=False).rsample(shape[: len(shape) - self.concentration.dim()])
-        log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
+        log_p = _log_gamma(self.concentration.expand(shape))  # up to what a softmax takes away
         return positive_exp((log_p / self.temperature.unsqueeze(-1) + self.shift).log_softmax(-1))
+
+
+def _log_gamma(alpha: Tensor) -> Tensor:
+    """Logarithms of gamma variables, which themselves underflow for small ``alpha``: one of ``alpha + 1``, times a uniform one to ``1 / alpha``."""
+    more = torch.distributions.Gamma(alpha + 1, torch.ones_like(alpha), validate_args=False).rsample()
+    return more.log() - torch.empty_like(more).exponential_() / alpha
 
 
 class LogisticNormal(ManifoldDistribution):
@@ -82,7 +86,7 @@ class LogisticNormal(ManifoldDistribution):
         scale_tril: the lower triangular :math:`L`, ``(*batch, n - 1, n - 1)``, with a positive diagonal.
 
     Raises:
-        ShapeError: shapes that do not fit. OptionError: a diagonal that is not positive.
+        ShapeError: shapes that do not fit. OptionError: entries above the diagonal, or one on it that is not positive.
 
     Reference: The statistical analysis of compositional data (Aitchison, 1982), https://doi.org/10.1111/j.2517-6161.1982.tb01195.x
     """
@@ -92,11 +96,12 @@ class LogisticNormal(ManifoldDistribution):
     parameter_dims = {"loc": 1, "scale_tril": 2}
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None) -> None:
-        check_matrix("LogisticNormal", "scale_tril", scale_tril, loc.shape[-1])
         (self.loc, self.scale_tril), batch = together("LogisticNormal", {"loc": (loc, 1), "scale_tril": (scale_tril, 2)})
-        super().__init__(Simplex(loc.shape[-1] + 1), batch, validate_args)
+        check_matrix("LogisticNormal", "scale_tril", self.scale_tril, self.loc.shape[-1])
+        super().__init__(Simplex(self.loc.shape[-1] + 1), batch, validate_args)
         if self._validate_args:
-            require(scale_tril.diagonal(dim1=-2, dim2=-1) > 0, "LogisticNormal: scale_tril must have a positive diagonal")
+            require(self.scale_tril.diagonal(dim1=-2, dim2=-1) > 0, "LogisticNormal: scale_tril must have a positive diagonal")
+            check_lower("LogisticNormal", "scale_tril", self.scale_tril)
 
     @property
     def _normal(self) -> torch.distributions.MultivariateNormal:
@@ -142,8 +147,8 @@ class GeneralizedDirichlet(ManifoldDistribution):
         given = {"concentration1": (concentration1, 1), "concentration0": (concentration0, 1)}
         (self.concentration1, self.concentration0), batch = together(name, given)
         if self.concentration1.shape != self.concentration0.shape:
-            raise ShapeError(f"{name}: the concentrations have {concentration1.shape[-1]} and {concentration0.shape[-1]} entries")
-        super().__init__(Simplex(concentration1.shape[-1] + 1), batch, validate_args)
+            raise ShapeError(f"{name}: the concentrations have {self.concentration1.shape[-1]} and {self.concentration0.shape[-1]} entries")
+        super().__init__(Simplex(self.concentration1.shape[-1] + 1), batch, validate_args)
         if self._validate_args:
             require((self.concentration1 > 0) & (self.concentration0 > 0), f"{name}: both concentrations must be positive")
 
@@ -158,6 +163,6 @@ class GeneralizedDirichlet(ManifoldDistribution):
         return (norm + (a - 1) * (log_p[..., :-1] - before) + (b - 1) * (after - before) - before).sum(-1)
 
     def _draw(self, shape: torch.Size) -> Tensor:
-        sticks = torch.distributions.Dirichlet(torch.stack([self.concentration1, self.concentration0], -1), validate_args=False)
-        log_v, log_rest = sticks.rsample(shape[: len(shape) - self.concentration1.dim()]).log().clamp(min=-1e4).unbind(-1)
+        gammas = _log_gamma(torch.stack([self.concentration1, self.concentration0], -1).expand(*shape[:-1], -1, -1))
+        log_v, log_rest = gammas.log_softmax(-1).unbind(-1)
         return positive_exp(F.pad(log_v, (0, 1)) + F.pad(log_rest.cumsum(-1), (1, 0)))

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..nets import Hypernetwork
+from ..transforms.linear import solve_rows, times
 from ..univariate import IntervalSpline
 from .geometry import Sphere
-from .sphere_maps import dot, log_widening, mobius, multiply, pulled_back, solve, translate, unit, unpack_lu, untranslate
+from .sphere_maps import dot, log_widening, mobius, pulled_back, translate, unit, unpack_lu, untranslate
 from .transform import ManifoldTransform, widened
 
 __all__ = ["Rotation", "NormalizedTranslation", "NormalizedLinear", "NormalizedAffine", "SphereMobius", "AxisFlow"]
@@ -60,10 +61,10 @@ class Rotation(_SphereTransform):
         return torch.linalg.solve(eye - skew, eye + skew)
 
     def _forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return unit(multiply(self._matrix(params), x)), x.new_zeros(x.shape[:-1])
+        return unit(times(self._matrix(params), x)), x.new_zeros(x.shape[:-1])
 
     def _backward(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return unit(multiply(self._matrix(params).mT, y)), y.new_zeros(y.shape[:-1])
+        return unit(times(self._matrix(params).mT, y)), y.new_zeros(y.shape[:-1])
 
 
 class NormalizedTranslation(_SphereTransform):
@@ -118,11 +119,11 @@ class NormalizedLinear(_SphereTransform):
 
     def _forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = unpack_lu(params, self.dim)
-        return pulled_back(multiply(lower, multiply(upper, x)))
+        return pulled_back(times(lower, times(upper, x)))
 
     def _backward(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = unpack_lu(params, self.dim)
-        return pulled_back(solve(upper, solve(lower, y, upper=False), upper=True))
+        return pulled_back(solve_rows(upper, solve_rows(lower, y), upper=True))
 
 
 class NormalizedAffine(NormalizedLinear):
@@ -206,7 +207,7 @@ class AxisFlow(_SphereTransform):
 
     def __init__(self, n: int, context_dim: int = 0, bins: int = 8, antipodal: bool = False) -> None:
         spline = IntervalSpline(bins)
-        super().__init__(n, context_dim, spline.num_params + n)
+        super().__init__(n, context_dim, spline.num_params + Sphere(n).n)
         self.spline, self.antipodal = spline, antipodal
         with torch.no_grad():
             self.params.bias[-n:] = unit(torch.randn(n))
@@ -219,11 +220,12 @@ class AxisFlow(_SphereTransform):
         params = params.expand(*t.shape, -1)
         if not self.antipodal:
             return apply(t, params)
-        g, log_slope = apply(2 * t.abs() - 1, params)  # a spline of [0, 1] and its mirror image: the slopes at 0 agree
+        size = torch.where(t < 0, -t, t)  # not abs, whose derivative at zero is zero
+        g, log_slope = apply(2 * size - 1, params)  # a spline of [0, 1] and its mirror image: the slopes at 0 agree
         return torch.where(t < 0, -1.0, 1.0) * (g + 1) / 2, log_slope
 
     def _move(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        axis = unit(params[..., -self.dim :])
+        x, axis = unit(x), unit(params[..., -self.dim :])  # rounding of its length would be most of what a height lacks to 1 near a pole
         t = dot(x, axis)
         around = x - t * axis
         g, log_slope = self._bend(t.squeeze(-1), params[..., : -self.dim], inverse)

@@ -8,7 +8,6 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ..errors import ShapeError
 from ..numerics import log_bessel
 from .distribution import ManifoldDistribution, UniformOn, require, together
 from .geometry import Sphere
@@ -82,7 +81,7 @@ class VonMisesFisher(_Around):
         concentration: :math:`\kappa \ge 0`, ``(*batch,)``.
 
     Raises:
-        SupportError: ``loc`` is not of length one. OptionError: a negative concentration.
+        SupportError: ``loc`` is not of length one. OptionError: a concentration that is negative or not finite.
 
     Example:
         >>> d = VonMisesFisher(torch.tensor([0.0, 0.0, 1.0]), 2.0)
@@ -137,7 +136,7 @@ def _wood(kappa: Tensor, n: int) -> Tensor:
         low = 2 * b / (1 + b)
         log_accept = kappa * (low - new) + (n - 1) * ((low + x0 * new).log() - log_top)
         fits = torch.rand_like(z).log() < log_accept
-        gap, done = torch.where(done, gap, new), done | fits
+        gap, done = torch.where(done, gap, new), done | fits | log_accept.isnan()  # unchecked concentrations may be infinite or NaN
     return gap
 
 
@@ -152,7 +151,7 @@ class PowerSpherical(_Around):
         concentration: :math:`\kappa \ge 0`, ``(*batch,)``; zero is the uniform distribution.
 
     Raises:
-        SupportError: ``loc`` is not of length one. OptionError: a negative concentration.
+        SupportError: ``loc`` is not of length one. OptionError: a concentration that is negative or not finite.
 
     Reference: The power spherical distribution (De Cao & Aziz, 2020), https://arxiv.org/abs/2006.04437
     """
@@ -177,9 +176,3 @@ class PowerSpherical(_Around):
         (kappa,) = widened(self.concentration.expand(shape))
         b = torch.full_like(kappa, (self.manifold.size - 1) / 2)
         return 2 * torch.distributions.Beta(b, b + kappa, validate_args=False).rsample()
-
-
-def check_matrix(name: str, what: str, matrix: Tensor, n: int | None = None) -> None:
-    """A ``ShapeError`` unless a tensor holds square matrices."""
-    if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2] or n not in (None, matrix.shape[-1]):
-        raise ShapeError(f"{name}: {what} must have shape (*batch, {n or 'n'}, {n or 'n'}), got {tuple(matrix.shape)}")

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.linalg import solve_triangular
 
-from .geometry import helmert
+from .geometry import helmert, unit
 
-__all__ = ["unit", "pulled_back", "dot", "translate", "untranslate", "mobius", "log_widening", "multiply", "solve", "unpack_lu"]
-
-
-def unit(x: Tensor) -> Tensor:
-    """``x / |x|``."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+__all__ = ["unit", "pulled_back", "dot", "translate", "untranslate", "mobius", "stretch", "log_widening", "multiply", "unpack_lu"]
 
 
 def pulled_back(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +27,7 @@ def inside_ball(v: Tensor) -> tuple[Tensor, Tensor]:
     return v * k.sqrt(), k
 
 
-def _stretch(y: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def stretch(y: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """From ``y = (x + c) / |x + c|``: the length ``|x + c|``, and the log ratio of the translation."""
     b = dot(y, c)
     s = (b * b + k).sqrt()
@@ -46,13 +40,13 @@ def translate(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """``(x + c) / |x + c|`` with ``c`` the point of the ball that ``v`` stands for."""
     c, k = inside_ball(v)
     y = unit(x + c)
-    return y, _stretch(y, c, k)[1]
+    return y, stretch(y, c, k)[1]
 
 
 def untranslate(y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of :func:`translate`."""
     c, k = inside_ball(v)
-    length, ratio = _stretch(y, c, k)
+    length, ratio = stretch(y, c, k)
     return unit(length * y - c), -ratio
 
 
@@ -80,13 +74,6 @@ def log_widening(g: Tensor, width: Tensor, log_slope: Tensor) -> Tensor:
 def multiply(matrix: Tensor, x: Tensor) -> Tensor:
     """A matrix, or one for each point, times vectors."""
     return x @ matrix.mT if matrix.dim() == 2 else (matrix @ x.unsqueeze(-1)).squeeze(-1)
-
-
-def solve(matrix: Tensor, y: Tensor, upper: bool) -> Tensor:
-    """The triangular system of :func:`multiply`."""
-    if matrix.dim() == 2:
-        return solve_triangular(matrix, y.reshape(-1, y.shape[-1]).mT, upper=upper).mT.reshape(y.shape)
-    return solve_triangular(matrix, y.unsqueeze(-1), upper=upper).squeeze(-1)
 
 
 def unpack_lu(raw: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import SupportError
-from .distribution import ManifoldDistribution, require, together
+from .distribution import ManifoldDistribution, check_lower, check_matrix, require, together
 from .geometry import Sphere
 from .grids import gauss_legendre
 from .manifold import can_look
-from .sphere_distributions import check_matrix
-from .sphere_maps import dot, unit
+from .sphere_maps import dot, pulled_back, stretch, unit
 from .transform import widened
 
 __all__ = ["AngularCentralGaussian", "AffineUniform", "Kent"]
@@ -29,7 +28,7 @@ class AngularCentralGaussian(ManifoldDistribution):
         scale_tril: the lower triangular :math:`L` of the covariance :math:`LL^\top`, ``(*batch, n, n)``; its size has no effect.
 
     Raises:
-        ShapeError: not square. OptionError: singular: a zero on the diagonal.
+        ShapeError: not square. OptionError: not finite, not lower triangular, or singular: a zero on the diagonal.
 
     Reference: Statistical analysis for the angular central Gaussian distribution on the sphere (Tyler, 1987),
     https://doi.org/10.1093/biomet/74.3.579
@@ -40,12 +39,13 @@ class AngularCentralGaussian(ManifoldDistribution):
     parameter_dims = {"scale_tril": 2}
 
     def __init__(self, scale_tril: Tensor, validate_args: bool | None = None) -> None:
-        check_matrix("AngularCentralGaussian", "scale_tril", scale_tril)
-        self.scale_tril = scale_tril
-        super().__init__(Sphere(scale_tril.shape[-1]), scale_tril.shape[:-2], validate_args)
+        name = "AngularCentralGaussian"
+        (self.scale_tril,), batch = together(name, {"scale_tril": (scale_tril, 2)})
+        check_matrix(name, "scale_tril", self.scale_tril)
+        super().__init__(Sphere(self.scale_tril.shape[-1]), batch, validate_args)
         if self._validate_args:
-            require(scale_tril.diagonal(dim1=-2, dim2=-1) != 0, "AngularCentralGaussian: scale_tril is singular: a zero on its diagonal")
-            require(scale_tril.triu(1) == 0, "AngularCentralGaussian: scale_tril must be lower triangular: use torch.linalg.cholesky(covariance)")
+            require(self.scale_tril.diagonal(dim1=-2, dim2=-1) != 0, f"{name}: scale_tril is singular: a zero on its diagonal")
+            check_lower(name, "scale_tril", self.scale_tril)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -75,7 +75,7 @@ class AffineUniform(ManifoldDistribution):
         shift: :math:`c`, ``(*batch, n)``.
 
     Raises:
-        ShapeError: not square. OptionError: a singular ``matrix``.
+        ShapeError: not square. OptionError: a singular ``matrix``, or entries that are not finite.
         SupportError: a ``shift`` with :math:`\|M^{-1}c\| \ge 1`, for which points would meet.
     """
 
@@ -84,10 +84,10 @@ class AffineUniform(ManifoldDistribution):
     parameter_dims = {"matrix": 2, "shift": 1}
 
     def __init__(self, matrix: Tensor, shift: Tensor, validate_args: bool | None = None) -> None:
-        check_matrix("AffineUniform", "matrix", matrix)
         (self.matrix, self.shift), batch = together("AffineUniform", {"matrix": (matrix, 2), "shift": (shift, 1)})
-        super().__init__(Sphere(matrix.shape[-1]), batch, validate_args)
-        if self._validate_args and can_look(matrix):
+        check_matrix("AffineUniform", "matrix", self.matrix, self.shift.shape[-1])
+        super().__init__(Sphere(self.matrix.shape[-1]), batch, validate_args)
+        if self._validate_args and can_look(self.matrix):
             values = torch.linalg.svdvals(self.matrix.detach().double())
             smallest = values[..., -1] / values[..., 0]
             message = f"AffineUniform: matrix is singular: its smallest singular value is {smallest.min().item():.3g} of the largest"
@@ -103,11 +103,8 @@ class AffineUniform(ManifoldDistribution):
             self._validate_sample(value)
         y, matrix, shift = widened(value, self.matrix, self.shift)
         z, c = (torch.linalg.solve(matrix, t.unsqueeze(-1)).squeeze(-1) for t in (y, shift))
-        b, square, k = dot(z, c), dot(z, z), 1 - dot(c, c)
-        s = (b * b + square * k).sqrt()
-        longer = s + torch.where(b >= 0, b, -b)  # not abs, whose derivative at zero, where layers start, is zero
-        length = torch.where(b >= 0, longer / square, k / longer)
-        ratio = torch.linalg.slogdet(matrix)[1] + (s.log() - (self.manifold.size - 1) * length.log()).squeeze(-1)
+        one, first = pulled_back(z)
+        ratio = torch.linalg.slogdet(matrix)[1] - first + stretch(one, c, 1 - dot(c, c))[1]
         return (-self.manifold.log_volume - ratio).to(value)
 
     def _draw(self, shape: torch.Size) -> Tensor:
@@ -148,9 +145,9 @@ class Kent(ManifoldDistribution):
     parameter_dims = {"frame": 2, "concentration": 0, "ovalness": 0}
 
     def __init__(self, frame: Tensor, concentration: Tensor | float, ovalness: Tensor | float, validate_args: bool | None = None) -> None:
-        check_matrix("Kent", "frame", frame, 3)
         given = {"frame": (frame, 2), "concentration": (concentration, 0), "ovalness": (ovalness, 0)}
         (self.frame, self.concentration, self.ovalness), batch = together("Kent", given)
+        check_matrix("Kent", "frame", self.frame, 3)
         super().__init__(Sphere(3), batch, validate_args)
         if self._validate_args:
             off = (self.frame.mT @ self.frame - torch.eye(3).to(self.frame)).abs()
@@ -184,7 +181,7 @@ class Kent(ManifoldDistribution):
             width = round_.clamp(min=0).sqrt()
             new = torch.stack([1 - s, width * azimuth.cos(), width * azimuth.sin()], -1)
             point = torch.where(done.unsqueeze(-1), point, new)
-            done = done | (torch.rand_like(rate).log() < log_accept)
+            done = done | (torch.rand_like(rate).log() < log_accept) | log_accept.isnan()  # unchecked parameters may be infinite or NaN
         return unit((frame @ point.unsqueeze(-1)).squeeze(-1)).to(self.frame)
 
 

@@ -19,6 +19,7 @@ __all__ = ["CircularGather", "CircularShift", "MobiusMixture"]
 _MAX_RADIUS = 0.98  # of the centres: slopes lie between 1/99 and 99
 _PEAK = math.sqrt(2 / math.pi)  # the slope of the normal score at 0
 _NARROWEST, _THINNEST = 16.0, 24.0  # e^-16 rad; tails that weigh e^-24
+_HEAVIEST = 8.0  # tails that weigh e^8, next to which what is left of the slope at 0 is a difference of nearly equal numbers
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class CircularGather:
     with :math:`b = 4` they are nearly normal where that is narrow, of standard deviation :math:`\sqrt{2\pi}\, e^a`. The
     density is continuous and positive all the way round. Zero parameters are the identity.
 
-    Cost: closed forward; the inverse is a root. It has three parameters, :math:`a, b, t`; the first two are bounded softly by 16 and 24.
+    Cost: closed forward; the inverse is a root. It has three parameters, :math:`a, b, t`; :math:`a` is bounded softly by 16,
+    and :math:`b` by -8 and 24.
 
     Example:
         >>> f, params = CircularGather(), torch.tensor([-2.0, 4.0, 0.5])
@@ -146,7 +148,8 @@ def _log_ratio(t: Tensor, there: Tensor) -> Tensor:
 
 def _weights(params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The slope at 0, the weight of the tails, and that of the normal scores."""
-    a, b = soft_clamp(params[..., 0], _NARROWEST), soft_clamp(params[..., 1], _THINNEST)
+    a, b = soft_clamp(params[..., 0], _NARROWEST), params[..., 1]
+    b = torch.where(b < 0, soft_clamp(b, _HEAVIEST), soft_clamp(b, _THINNEST))
     return a.exp(), (-b).exp(), -torch.expm1(-b)
 
 
