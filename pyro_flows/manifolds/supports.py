@@ -12,7 +12,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ..errors import SupportError
-from .geometry import Simplex, Sphere, Torus, angles
+from .geometry import Simplex, Sphere, Torus
 from .manifold import Manifold
 from .product import Product, _Product
 
@@ -46,7 +46,7 @@ def manifold_of(fn: Any, name: str) -> Manifold | None:
         if fn.event_shape[-1] < 2:
             raise SupportError(f"latent site {name!r} lies on the sphere of one coordinate, which is two points: use a Bernoulli site")
         return Sphere(int(fn.event_shape[-1]))  # while torch traces, sizes are tensors
-    if core is angles or isinstance(_innermost(fn), _CIRCULAR):
+    if _is_circle(core) or isinstance(_innermost(fn), _CIRCULAR):
         return Torus(math.prod(map(int, fn.shape())))
     return None
 
@@ -66,17 +66,17 @@ def _innermost(fn: Any) -> Any:
 def points_in(support: constraints.Constraint, value: Tensor) -> Manifold | None:
     """The manifold on which a support wants the vectors of a value's last dimension to lie; ``None`` for supports of other kinds."""
     core, size = _core(support), value.shape[-1] if value.dim() else 0
-    if core is angles:
+    if _is_circle(core):
         return Torus(size)
     if isinstance(core, _Product):
         return Product(*core.parts)
-    found = [make for kind, make in _VECTORS.items() if isinstance(core, kind)]  # a support that was pickled is another object
+    found = [make for kind, make in _VECTORS.items() if isinstance(core, kind)]  # not by identity: copies and pickles are other objects
     return found[0](size) if found and size > 1 else None
 
 
 def contains(support: constraints.Constraint, value: Tensor) -> Tensor:
     """Whether values lie in a support; points of manifolds may be off by rounding, as :meth:`Manifold.contains` allows."""
-    if isinstance(support, constraints.independent) and support is not angles:
+    if isinstance(support, constraints.independent) and not _is_circle(support):
         inside = contains(support.base_constraint, value)
         return inside.flatten(inside.dim() - support.reinterpreted_batch_ndims).all(-1)
     manifold = points_in(support, value)
@@ -87,13 +87,17 @@ def complaint(support: constraints.Constraint, value: Tensor) -> str:
     """What is to be said of a value that lies outside a support."""
     manifold = points_in(support, value)
     if manifold is None:
-        return f"{int((~contains(support, value)).sum())} value(s) lie outside the support {support}"
+        return f"{int((~contains(support, value)).sum())} value(s) lie outside the support {support}: correct the data"
     return manifold.complaint(value)
+
+
+def _is_circle(support: Any) -> bool:
+    return getattr(support, "ends_meet", False)
 
 
 def _core(support: Any) -> Any:
     """The support of one point: without what only counts dimensions, or says that a mixture's components share it."""
-    while support is not angles and isinstance(getattr(support, "base_constraint", None), constraints.Constraint):
+    while not _is_circle(support) and isinstance(getattr(support, "base_constraint", None), constraints.Constraint):
         support = support.base_constraint
     return support
 
