@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import subprocess
 import sys
 
@@ -245,6 +247,12 @@ def test_the_manifold_of_a_distribution():
         assert manifold_of(fn, "x") == Torus(fn.shape().numel())
     for fn in (dist.Normal(0.0, 1.0), dist.Uniform(-math.pi, math.pi), dist.Dirichlet(torch.ones(3)), dist.Bernoulli(0.5), mixture(dist.Normal(torch.zeros(2), 1.0))):
         assert manifold_of(fn, "x") is None
+
+
+def test_copies_and_pickles_of_flows_keep_their_manifold():
+    for flow, manifold in ((pf.flows.sphere(3), Sphere(3)), (pf.flows.torus(2), Torus(2))):
+        for other in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+            assert manifold_of(other(), "x") == manifold
 
 
 def test_nothing_is_registered_at_import():
