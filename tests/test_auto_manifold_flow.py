@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import infer
+from pyro import infer, poutine
 from pyro.distributions import constraints
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
@@ -21,15 +21,26 @@ from pyro.optim import Adam
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_flows as pf
-from pyro_flows import AutoFlow, AutoManifoldFlow
-from pyro_flows.errors import ConvergenceWarning, ModelError, OptionError, SupportError
+from pyro_flows import AutoFlow, AutoManifoldFlow, AutoStochasticFlow
+from pyro_flows.errors import ConvergenceWarning, ModelError, OptionError, SupportError, SupportWarning
 from pyro_flows.guides import init_to_typical
 from pyro_flows.guides.angle_layers import AnglePlaces, angle_shapes
 from pyro_flows.guides.angle_profiles import AngleProfiles
 from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes
 from pyro_flows.guides.modes import Others
 from pyro_flows.infer.log_joint import LogJoint
-from pyro_flows.manifolds import Product, Sphere, Torus, Uniform, UniformSphere, VonMisesFisher, log_volume_ratio, manifold_of
+from pyro_flows.manifolds import (
+    ManifoldReparam,
+    Product,
+    Sphere,
+    Torus,
+    Uniform,
+    UniformSphere,
+    UniformTorus,
+    VonMisesFisher,
+    log_volume_ratio,
+    manifold_of,
+)
 from pyro_flows.transforms import Affine
 
 Y = torch.tensor([[0.9, 0.1, 0.4], [0.5, -0.2, 1.0], [0.6, 0.4, 0.7], [1.1, 0.0, 0.8], [0.4, 0.1, 0.9]], dtype=torch.float64)
@@ -532,15 +543,24 @@ def product():
     return dist.ImproperUniform(manifold.support, (), (5,))
 
 
+ANGLE = prior(dist.VonMises(0.0, 1.0))
 ERRORS = {
     "off the sphere": (
         lambda: AutoManifoldFlow(prior(UniformSphere(3)), init_loc_fn=at([1.0, 1.0, 0.0])).setup(),
         ModelError,
-        "'x' starts.*init_loc_fn",
+        "'x' starts.*is 0.414 away.*init_loc_fn",
+    ),
+    "off the torus": (
+        lambda: AutoManifoldFlow(prior(UniformTorus(2)), init_loc_fn=at([1.0, 4.0])).setup(),
+        ModelError,
+        "'x' starts.*is 0.858 away.*wraps them.*init_loc_fn",
     ),
     "product": (lambda: AutoManifoldFlow(prior(product())).setup(), SupportError, "'x' lies on a product.*one site each"),
     "two points": (lambda: manifold_of(dist.ProjectedNormal(torch.ones(1)), "x"), SupportError, "'x'.*two points"),
     "flow without numbers": (lambda: AutoManifoldFlow(prior(UniformSphere(3)), flow=Affine(3)).setup(), OptionError, "directions and angles only"),
+    "recipe without numbers": (lambda: AutoManifoldFlow(prior(dist.VonMises(0.0, 1.0)), flow="nsf").setup(), OptionError, "^flow= would"),
+    "affine without numbers": (lambda: AutoManifoldFlow(prior(UniformSphere(3)), flow=None, affine="diagonal").setup(), OptionError, "^affine= w"),
+    "base without numbers": (lambda: pf.FlowVI(ANGLE, AutoManifoldFlow(ANGLE, base="student_t")).run(), OptionError, "^base= would"),
     "discrete": (lambda: AutoManifoldFlow(prior(dist.Bernoulli(0.5))).setup(), SupportError, "'x' is discrete"),
     "AutoFlow": (lambda: AutoFlow(prior(UniformSphere(3))).setup(), SupportError, "'x'.*AutoManifoldFlow.*ManifoldReparam"),
 }
@@ -551,6 +571,26 @@ def test_bad_input_says_what_to_do(name):
     make, error, words = ERRORS[name]
     with pytest.raises(error, match=words):
         make()
+
+
+def angles():
+    pyro.sample("number", dist.Normal(0.0, 1.0))
+    pyro.sample("a", dist.VonMises(0.0, 1.0))
+    with pyro.plate("p", 2):
+        pyro.sample("b", UniformTorus(1).mask(True))
+
+
+@pytest.mark.parametrize("make", (AutoFlow, functools.partial(AutoStochasticFlow, flow="lwta")))
+def test_angles_taken_for_numbers_are_warned_of(make):
+    with pytest.warns(SupportWarning, match="site.s. 'a', 'b' hold angles.*AutoManifoldFlow.model.*ManifoldReparam"):
+        make(angles).setup()
+    make(ManifoldReparam()(angles)).setup()  # warnings are errors here
+    make(poutine.block(angles, hide=["a", "b"])).setup()
+
+
+def test_guides_of_the_circle_do_not_warn():
+    AutoManifoldFlow(angles).setup()
+    pf.guides.auto_guide(angles).setup()
 
 
 def test_observed_directions_off_the_sphere_are_refused():

@@ -91,7 +91,7 @@ class Manifold:
         return self.distance(x) <= tolerance(x.dtype)
 
     def complaint(self, x: Tensor) -> str:
-        """What is to be said of points ``(*batch, size)`` some of which lie off the manifold: how many, which is the worst, how far it is, what to do."""
+        """What is to be said of points ``(*batch, size)`` of which some lie off the manifold: how many, which is worst, how far, what to do."""
         far, outside = self.distance(x), ~self.contains(x)
         worst = int(far.nan_to_num(torch.inf).flatten().argmax())
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), far.shape)) if far.dim() else ()
