@@ -513,6 +513,16 @@ def test_flow_vi_takes_angles_that_depend_on_each_other():
     assert posterior.log_evidence.mean - posterior.elbo.mean < 0.15
 
 
+def test_an_angle_across_the_seam_is_plotted_in_one_piece():
+    model = prior(dist.VonMises(3.1, 20.0))
+    guide = AutoManifoldFlow(model, flow=None).setup()
+    guide.place(torch.tensor([3.1]), torch.tensor([[0.22]]))
+    posterior = pf.Posterior.from_guide(guide, num_samples=200)
+    low, high = posterior.plot(num_samples=200).axes[2].get_xlim()
+    assert high - low < math.pi and low < 3.1 < high
+    assert posterior.to_arviz(num_samples=200).posterior["x"].min() < -3
+
+
 def test_a_model_of_plain_sites_keeps_its_guide_and_its_random_numbers():
     def plain():
         pyro.sample("a", dist.Normal(0.0, 1.0))
