@@ -175,7 +175,7 @@ class LogJoint:
                 self.trace.compute_log_prob()
         except Exception as error:
             remedy = "Check the data against the likelihoods"
-            raise ModelError(f"the model failed while its log density was evaluated: {in_a_line(error)}. {remedy}") from error
+            raise ModelError(f"the model failed while its log density was evaluated: {in_a_line(error, 600)}. {remedy}") from error
         sites = {k: v for k, v in self.trace.nodes.items() if v["type"] == "sample"}
         self.frozen = [k for k, v in self.trace.nodes.items() if v["type"] == "param"]
         subsampled = [k for k, v in sites.items() if isinstance(v["fn"], _Subsample) and len(v["value"]) < v["fn"].size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -95,9 +96,10 @@ class Manifold:
         far, outside = self.distance(x), ~self.contains(x)
         worst = int(far.nan_to_num(torch.inf).flatten().argmax())
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), far.shape)) if far.dim() else ()
+        away, point = far.flatten()[worst].item(), x.expand(*far.shape, self.size).reshape(-1, self.size)[worst, :5].tolist()
+        how = f"{away:.3g} away" if math.isfinite(away) else f"({', '.join(f'{v:.3g}' for v in point)}{', ...' * (self.size > 5)})"
         return (
-            f"{int(outside.sum())} of {far.numel()} points do not lie on {self!r}; the worst, at index {index}, is "
-            f"{far.flatten()[worst].item():.3g} away: {self._remedy(x)}"
+            f"{int(outside.sum())} of {far.numel()} points do not lie on {self!r}; the worst, at index {index}, is {how}: {self._remedy(x)}"
         )
 
     def check(self, x: Tensor, name: str) -> None:
