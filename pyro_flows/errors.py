@@ -19,6 +19,7 @@ __all__ = [
     "TrainingError",
     "CheckpointError",
     "ConvergenceWarning",
+    "SupportWarning",
 ]
 
 
@@ -84,3 +85,7 @@ class CheckpointError(PyroFlowsError, RuntimeError):
 
 class ConvergenceWarning(UserWarning):
     """A fit stopped before it converged, or its diagnostics say not to trust it."""
+
+
+class SupportWarning(UserWarning):
+    """A site's values are taken for what they are not: angles for numbers on a line. The message says which guide knows better."""

@@ -19,9 +19,10 @@ from torch import nn
 
 import pyro_flows as pf
 from pyro_flows.distributions import BoxUniform, GaussianMixture, Resampled, StudentT
-from pyro_flows.errors import CheckpointError, ConvergenceWarning, DataError, DtypeError, OptionError, ShapeError, TrainingError
+from pyro_flows.errors import CheckpointError, ConvergenceWarning, DataError, DtypeError, OptionError, ShapeError, SupportError, TrainingError
 from pyro_flows.infer.descent import Descent, Plan
 from pyro_flows.infer.processes import Processes
+from pyro_flows.manifolds import RiemannianContinuousFlow, Sphere, Torus, Uniform
 from pyro_flows.transforms import Affine, Compose, TriangularLinear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
@@ -334,6 +335,17 @@ def test_standardized():
 
 X = torch.linspace(-1, 1, 40).view(20, 2)
 HOLED = X.clone().index_fill_(0, torch.tensor([3, 17]), float("nan"))
+
+
+def matched(manifold):
+    flow = pf.Flow(Uniform(manifold), RiemannianContinuousFlow(manifold))
+    return lambda x: pf.fit_density(flow, x, objective="flow_matching")
+
+
+DIRECTIONS = torch.nn.functional.normalize(torch.linspace(-1, 1, 60).cos().view(20, 3), dim=-1).index_put((torch.tensor(17),), torch.tensor(1.5))
+TURNS = torch.linspace(-3, 3, 40).view(20, 2).index_put((torch.tensor(17),), torch.tensor(4.0))
+SHARES = torch.linspace(0.1, 0.3, 20)[:, None] * torch.tensor([1.0, 2.0, -3.0]) + torch.tensor([0.0, 0.0, 1.0])
+SHARES[17] = torch.tensor([0.0, 0.4, 0.6])
 BROKEN = {
     "flow": (lambda: pf.fit_density(nn.Linear(2, 2), X), OptionError, "pf.Flow"),
     "dim": (lambda: pf.fit_density(small(), torch.randn(20, 3)), ShapeError, r"\(N, 2\)"),
@@ -362,6 +374,14 @@ BROKEN = {
     "labels-range": (lambda: pf.fit_density(pf.flows.flow_gmm(2, 2), X, labels=torch.full((20,), 2)), OptionError, r"0\.\.1"),
     "labels-real": (lambda: pf.fit_density(pf.flows.flow_gmm(2, 2), X, labels=torch.zeros(20)), ShapeError, "integers"),
     "folder": (lambda: pf.fit_density(small(), X, checkpoint="/nowhere/at/all.pt"), CheckpointError, "folder"),
+    "off-sphere": (lambda: pf.fit_density(pf.flows.sphere(3), DIRECTIONS), SupportError, r"^x: 1 of 20 points.*\(17,\), is 1.6 away.*project"),
+    "off-sphere-matched": (lambda: matched(Sphere(3))(DIRECTIONS), SupportError, r"^x: 1 of 20 points.*\(17,\), is 1.6 away.*project"),
+    "off-torus": (lambda: pf.fit_density(pf.flows.torus(2), TURNS), SupportError, r"^x: 1 of 20 points.*\(17,\), is 0.858 away.*wraps them"),
+    "off-torus-matched": (lambda: matched(Torus(2))(TURNS), SupportError, r"^x: 1 of 20 points.*\(17,\), is 0.858 away.*wraps them"),
+    "zeros": (lambda: pf.fit_density(pf.flows.simplex(3), SHARES), SupportError, r"^x: 1 of 20 points.*\(17,\).*exactly zero.*clamp_min"),
+    "matched-sphere": (
+        lambda: pf.fit_density(pf.flows.sphere(3), DIRECTIONS, objective="flow_matching"), OptionError, r"RiemannianContinuousFlow"
+    ),
     "outside-base": (lambda: pf.fit_density(pf.Flow(BoxUniform(2, -0.1, 0.1), Affine(2)), X), TrainingError, "before any training"),
     "distill-type": (lambda: pf.distill(TRUE, small()), OptionError, "teacher"),
     "distill-dim": (lambda: pf.distill(pf.flows.maf(3), small()), ShapeError, "dim=3"),

@@ -19,6 +19,7 @@ from pyro_flows.infer.checkpoint import Checkpoint, random_state
 from pyro_flows.infer.inputs import alike, fingerprint
 from pyro_flows.infer.trainer import Schedule, Trainer
 from pyro_flows.infer.warm_start import laplace
+from pyro_flows.manifolds import UniformTorus, VonMisesFisher
 
 Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
 SIGMA = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
@@ -290,6 +291,20 @@ def discrete():
     pyro.sample("k", dist.Bernoulli(0.5))
 
 
+def rows_of(likelihood):
+    def model(y):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", likelihood(scale), obs=y)
+
+    return model
+
+
+directions = rows_of(lambda scale: VonMisesFisher(torch.tensor([0.0, 0.0, 1.0]), scale))
+compositions = rows_of(lambda scale: dist.Dirichlet(scale * torch.ones(3)))
+angles = rows_of(lambda scale: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), UniformTorus(1).expand([2])))
+
+
 @pytest.mark.parametrize(
     ("model", "args", "error", "words"),
     [
@@ -298,6 +313,9 @@ def discrete():
         (eight_schools, (Y, SIGMA / 0), ModelError, "argument 1 has 8 NaN or infinite"),
         (eight_schools, (Y, SIGMA[:5]), ModelError, "model failed.*site 'theta'.*[Cc]heck"),
         (impossible, (-Y,), SupportError, "'y'.*outside the support"),
+        (directions, (torch.eye(3) * torch.tensor([1.0, 1.25, 1.0]),), SupportError, r"'y'.*1 of 3 points.*\(1,\), is 0.25 away.*project"),
+        (compositions, (torch.tensor([[0.2, 0.3, 0.5], [0.0, 0.4, 0.6]]),), SupportError, r"'y'.*1 of 2 points.*\(1,\).*exactly zero.*clamp_min"),
+        (angles, (torch.tensor([[1.0], [4.0]]),), SupportError, r"'y'.*1 of 2 points.*\(1,\), is 0.858 away.*wraps them"),
         (discrete, (), SupportError, "enumerate"),
         (lambda: None, (), ModelError, "no continuous latent site"),
     ],
@@ -319,7 +337,7 @@ def test_mixed_dtypes_name_the_remedy():
         x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(weights @ x, 1.0).to_event(1), obs=torch.zeros(3))
 
-    with pytest.raises(DtypeError, match="dtype=torch.float32"):
+    with pytest.raises(DtypeError, match=r"flow.double\(\), or choose .*dtype=torch.float32"):
         pf.FlowVI(model, **QUICK).run()
     assert math.isfinite(quietly(pf.FlowVI(model, dtype=torch.float32, **QUICK)).elbo.mean)
 

@@ -128,6 +128,27 @@ def test_scale_and_mask_count_as_in_pyro():
     torch.testing.assert_close(log_joint.log_likelihood(z)["y"], torch.where(mask, each, torch.zeros(())))
 
 
+@pytest.mark.parametrize("wrap", (lambda fn: fn, lambda fn: fn.mask(torch.tensor([True, False])), lambda fn: fn.mask(True).to_event(1)))
+def test_multinomials_need_no_loop(wrap):
+    """torch's own density picks entries by a mask, for counts of what is impossible."""
+    counts = torch.tensor([[3.0, 2, 0], [0, 5, 0]])
+
+    def fn(x):
+        return wrap(dist.Multinomial(5, logits=torch.stack([x, x.square(), torch.full_like(x, -torch.inf)])).expand([2]))
+
+    def model(y):
+        x = pyro.sample("x", N(0.0, 1.0))
+        pyro.sample("y", fn(x), obs=y)
+
+    log_joint = build(model, counts)
+    assert log_joint.mode == "vmap"
+    z = torch.randn(4, 1, requires_grad=True)
+    truth = by_hand(lambda point: N(0.0, 1.0).log_prob(point[0]) + fn(point[0]).log_prob(counts).sum(), z)
+    torch.testing.assert_close(log_joint(z), truth)
+    gradient, expected = (torch.autograd.grad(value.sum(), z)[0] for value in (log_joint(z), truth))
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_a_branch_on_a_latent_value_is_looped_over():
     def model(y):
         mu = pyro.sample("mu", N(0.0, 5.0))

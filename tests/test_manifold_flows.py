@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
+from torch import nn
 from zoo import normal
 
 import pyro_flows as pf
@@ -98,6 +99,27 @@ def test_rotations_as_quaternions():
     uniform = M.Sphere(4).random_uniform((200_000,))
     with torch.no_grad():  # the density of rotations, under their uniform distribution
         assert (flow().log_prob(uniform).exp() * 2 * math.pi**2).mean().item() == pytest.approx(1, abs=0.05)
+
+
+class Concentrated(nn.Module):
+    """A base of one's own, as the recipe's docstring describes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.dim, self.manifold, self.log_concentration = 3, M.Sphere(3), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, context=None):
+        return M.PowerSpherical(torch.tensor([0.0, 0.0, 1.0]), self.log_concentration.exp())
+
+
+def test_a_base_learns_its_concentration():
+    flow = pf.flows.sphere(3, transforms=1, base=Concentrated())
+    rows = M.PowerSpherical(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(20.0)).sample((300,))
+    pf.fit_density(flow, rows, max_steps=20, lr=3e-2, progress=False)
+    assert flow.base.log_concentration > 0.1
+    x, log_prob = flow().rsample_and_log_prob((50,))
+    assert x.requires_grad
+    torch.testing.assert_close(log_prob, flow().log_prob(x), rtol=1e-3, atol=1e-3)
 
 
 def test_trained_bases_and_mixed_ones():

@@ -14,6 +14,7 @@ from cubature import integral
 from manifold_zoo import MANIFOLD_ZOO, ManifoldInstance
 from scipy import stats
 from torch import Tensor
+from torch.distributions import constraints
 from zoo import CIRCLE, INTERVAL, normal, perturbed
 
 import pyro_flows as pf
@@ -654,9 +655,20 @@ def test_vectors_of_any_length_have_a_direction(dtype):
         sphere.project(torch.stack([x, torch.zeros_like(x)]))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_supports_allow_for_rounding_as_checks_do(dtype):
+    """Points made in single precision belong to a support, a copy of it too, in either precision; points off by more do not."""
+    vectors, shares, turns = M.Sphere(500).random_uniform((20,)), M.Simplex(500).random_uniform((20,)), torch.full((20, 2), math.pi)
+    for manifold, points in ((M.Sphere(500), vectors), (M.Simplex(500), shares), (M.Torus(2), turns)):
+        for x, inside in ((points.to(dtype), True), (1.001 * points.to(dtype), False)):
+            assert manifold.contains(x).all() == inside
+            for support in (manifold.support, copy.deepcopy(manifold.support), constraints.independent(manifold.support, 1)):
+                assert M.contains(support, x).all() == inside
+
+
 def test_zeros_on_the_simplex():
     for ask in (M.Calibration(3), lambda p: M.SimplicialGeneralizedBeta(torch.ones(3)).log_prob(p), lambda p: pf.flows.simplex(3)().log_prob(p)):
-        with pytest.raises(SupportError, match="exactly zero.*clamp_min"):
+        with pytest.raises(SupportError, match=r"is \(0, 0.4, 0.6\): .*exactly zero.*clamp_min"):
             ask(torch.tensor([0.0, 0.4, 0.6]))
         with pytest.raises(SupportError, match="sum to one"):
             ask(torch.tensor([0.1, 0.4, 0.6]))
@@ -752,6 +764,11 @@ BROKEN = {
     "mixed-with-euclidean": (lambda: T.Compose([M.Rotation(3), T.Affine(3)]), SupportError),
     "mixed-base": (lambda: pf.Flow(3, M.Rotation(3)), SupportError),
     "mixed-base-2": (lambda: pf.Flow(M.Uniform(M.Simplex(3)), M.Rotation(3)), SupportError),
+    "mixed-base-distribution": (lambda: pf.FlowDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [M.Rotation(3)]), SupportError),
+    "mixed-base-distribution-2": (lambda: pf.FlowDistribution(dist.Dirichlet(torch.ones(3)), [M.Rotation(3).inv]), SupportError),
+    "mixed-base-distribution-3": (lambda: pf.FlowDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [M.Calibration(3)]), SupportError),
+    "mixed-base-distribution-4": (lambda: pf.FlowDistribution(M.UniformSphere(3), [T.Affine(3)]), SupportError),
+    "mixed-base-distribution-5": (lambda: pf.FlowDistribution(M.UniformSphere(3), [M.Rotation(3), T.Affine(3)]), SupportError),
     "points-size": (lambda: M.UniformSphere(3).log_prob(torch.ones(4)), ShapeError),
     "points-batch": (lambda: M.UniformSphere(3).expand((2,)).log_prob(M.Sphere(3).random_uniform((3,))), ShapeError),
 }

@@ -192,6 +192,15 @@ def test_log_prob_of_draws_and_its_gradient(exact):
     assert a.grad.item() == pytest.approx(-(1 + (math.log(1.3) - 0.3) / 0.25) / 1.3)
 
 
+def test_log_prob_has_no_nan_at_the_edge_of_the_simplex():
+    def model():
+        pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+
+    posterior = Posterior.from_guide(AutoFlow(model, flow=None).setup(), num_samples=100)
+    log_q = posterior.log_prob({"p": torch.tensor([[0.0, 0.4, 0.6], [0.4, 0.6, 0.0], [0.2, 0.2, 0.6]])})
+    assert torch.isneginf(log_q[:2]).all() and torch.isfinite(log_q[2])
+
+
 def test_log_prob_names_what_is_wrong(exact):
     with pytest.raises(ShapeError, match="'b' is missing"):
         exact.log_prob({"a": torch.ones(3)})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import subprocess
 import sys
 
@@ -25,6 +27,7 @@ from pyro_flows.manifolds import (
     Sphere,
     SphereReparam,
     Torus,
+    TorusElementwise,
     Uniform,
     UniformSphere,
     UniformTorus,
@@ -84,6 +87,49 @@ def test_the_density_of_angles_is_the_priors():
     trace = poutine.trace(poutine.condition(model, {"x_normal": u})).get_trace()
     torch.testing.assert_close(trace.nodes["x"]["value"], theta)
     expected = fn.log_prob(theta) + 2 * math.log(2 * math.pi) + dist.Normal(0.0, 1.0).log_prob(u).sum()
+    torch.testing.assert_close(trace.log_prob_sum(), expected)
+
+
+def mixture(components):
+    return dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), components)
+
+
+def torus_flow():
+    return pf.Flow(Uniform(Torus(2)), TorusElementwise(pf.univariate.CircularSpline(4), 2)).double()()
+
+
+PRIORS = {
+    "uniform": (SphereReparam, lambda: UniformSphere(3)),
+    "vmf": (SphereReparam, lambda: VonMisesFisher(POLE.double(), 4.0)),
+    "flow": (SphereReparam, sphere_flow),
+    "mixture": (SphereReparam, lambda: mixture(VonMisesFisher(torch.eye(3)[:2], torch.tensor([2.0, 5.0])))),
+    "uniform angles": (CircleReparam, lambda: UniformTorus(2)),
+    "von mises": (CircleReparam, lambda: dist.VonMises(torch.tensor(3.0), 2.0)),
+    "flow of angles": (CircleReparam, torus_flow),
+    "mixture of angles": (CircleReparam, lambda: mixture(dist.VonMises(torch.tensor([-2.0, 3.0]), torch.tensor([2.0, 5.0])))),
+}
+WRAPPERS = {
+    "plain": lambda fn: fn,
+    "expand": lambda fn: fn.expand([4]),
+    "to_event": lambda fn: fn.expand([4]).to_event(1),
+    "mask": lambda fn: fn.expand([4]).mask(torch.tensor([True, False, True, True])),
+    "masked, expanded": lambda fn: fn.mask(False).expand([4]),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", PRIORS)
+def test_precision_and_density_under_every_wrapper(name, wrapper):
+    """The normal vector has the prior's dtype, whatever the default is, and its density is that of the value, times the surface or the circle."""
+    make, prior_of = PRIORS[name]
+    fn = WRAPPERS[wrapper](prior_of())
+    torch.set_default_dtype(torch.float32)
+    trace = poutine.trace(poutine.reparam(prior(fn), {"x": make()})).get_trace()
+    u, x = trace.nodes["x_normal"]["value"], trace.nodes["x"]["value"]
+    assert u.dtype == x.dtype == torch.float64
+    volume = 4 * math.pi if make is SphereReparam else 2 * math.pi
+    points = x.numel() // 3 if make is SphereReparam else x.numel()
+    expected = fn.log_prob(x).sum() + points * math.log(volume) + dist.Normal(0.0, 1.0).log_prob(u).sum()
     torch.testing.assert_close(trace.log_prob_sum(), expected)
 
 
@@ -191,13 +237,23 @@ def test_sites_of_another_kind_are_refused(name):
 
 def test_the_manifold_of_a_distribution():
     normal = dist.ProjectedNormal(torch.zeros(5, 3))
-    for fn in (normal, normal.to_event(1), normal.mask(False), sphere_flow()):
+    directions = mixture(VonMisesFisher(torch.eye(3)[:2], 1.0))
+    for fn in (normal, normal.to_event(1), normal.mask(False), sphere_flow(), directions, directions.expand([5]).mask(False).to_event(1)):
         assert manifold_of(fn, "x") == Sphere(3)
     von_mises = dist.VonMises(torch.zeros(4), 1.0)
-    for fn in (von_mises, von_mises.expand([3, 4]), von_mises.to_event(1), UniformTorus(4), UniformTorus(4).expand([2]).to_event(1)):
+    angles = mixture(dist.VonMises(torch.zeros(5, 2), 1.0))
+    wrapped = (von_mises.expand([3, 4]), von_mises.to_event(1), UniformTorus(4).expand([2]).to_event(1), angles.mask(False).to_event(1))
+    for fn in (von_mises, UniformTorus(4), angles, mixture(UniformTorus(4).expand([2])), *wrapped):
         assert manifold_of(fn, "x") == Torus(fn.shape().numel())
-    for fn in (dist.Normal(0.0, 1.0), dist.Uniform(-math.pi, math.pi), dist.Dirichlet(torch.ones(3)), dist.Bernoulli(0.5)):
+    numbers = mixture(dist.Normal(torch.zeros(2), 1.0))
+    for fn in (dist.Normal(0.0, 1.0), dist.Uniform(-math.pi, math.pi), dist.Dirichlet(torch.ones(3)), dist.Bernoulli(0.5), numbers):
         assert manifold_of(fn, "x") is None
+
+
+def test_copies_and_pickles_of_flows_keep_their_manifold():
+    for flow, manifold in ((pf.flows.sphere(3), Sphere(3)), (pf.flows.torus(2), Torus(2))):
+        for other in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+            assert manifold_of(other(), "x") == manifold
 
 
 def test_nothing_is_registered_at_import():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import Transform
@@ -23,7 +24,22 @@ class FlowDistribution(dist.TransformedDistribution):
     """What a :class:`Flow` gives when it is called: Pyro's ``TransformedDistribution`` with a fused draw-and-score.
 
     Shapes, support, ``expand``, plates and validation are torch's own.
+
+    Args:
+        base_distribution: the base distribution.
+        transforms: a transform or a list of them, in the sampling direction.
+
+    Raises:
+        SupportError: a transform of directions or compositions after what gives other points, or the other way round.
     """
+
+    def __init__(self, base_distribution: Any, transforms: Transform | list[Transform], validate_args: bool | None = None) -> None:
+        super().__init__(base_distribution, transforms, validate_args)
+        _check_places(base_distribution, self.transforms)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
+        """A copy with another batch shape."""
+        return super().expand(batch_shape, self._get_checked_instance(FlowDistribution, _instance))  # type: ignore[no-any-return]
 
     def _validate_sample(self, value: Tensor) -> None:
         manifold = getattr(self.transforms[-1], "manifold", None) if self.transforms else None
@@ -49,6 +65,31 @@ class FlowDistribution(dist.TransformedDistribution):
                 ladj, x = transform.log_abs_det_jacobian(x, y), y
             log_prob = log_prob - sum_rightmost(ladj, event_dim - transform.codomain.event_dim)
         return x, log_prob
+
+
+_CURVED = (type(constraints.sphere), type(constraints.simplex))
+
+
+def _check_places(base: Any, transforms: Sequence[Transform]) -> None:
+    """Raise a ``SupportError`` where directions or compositions meet a transform of something else: the measures of their densities differ."""
+    try:
+        place = _core(base.support)
+    except NotImplementedError:  # a distribution that does not say
+        return
+    for transform in transforms:
+        wanted = _core(transform.domain)
+        if isinstance(place, _CURVED) != isinstance(wanted, _CURVED) or (isinstance(wanted, _CURVED) and type(place) is not type(wanted)):
+            raise SupportError(
+                f"FlowDistribution: {type(transform).__name__} moves points of {getattr(transform, 'manifold', None) or wanted}, and gets such of "
+                f"{place}: give a base on the same manifold, such as pf.manifolds.Uniform(manifold)()"
+            )
+        place = _core(transform.codomain)
+
+
+def _core(support: Any) -> Any:
+    while isinstance(getattr(support, "base_constraint", None), constraints.Constraint):
+        support = support.base_constraint
+    return support
 
 
 def standardization(flow: Any, x: Any) -> Standardize:

@@ -46,7 +46,8 @@ def sphere(
         bins: bins of each axis' spline.
         antipodal: whether ``x`` and ``-x`` have the same density: for axes; and with ``n=4`` for rotations, as unit quaternions (the density under
             the uniform distribution of rotations is then that on the sphere times its area ``2 pi^2``).
-        base: a base on the sphere, uniform by default.
+        base: a base on the sphere, uniform by default: a module with attributes ``dim`` and ``manifold`` whose call gives a distribution there. It
+            may have parameters, such as the concentration of a :class:`~pyro_flows.manifolds.PowerSpherical`, which are then trained with the rest.
 
     Cost: one pass for samples and for densities, all formulas. Example:
         >>> flow = sphere(3)

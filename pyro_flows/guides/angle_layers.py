@@ -27,7 +27,7 @@ class AnglePlaces(ManifoldTransform):
 
     With :class:`~pyro_flows.univariate.CircularGather`, whose parameters :math:`\eta` are linear in the context, a turn among them, after
     :class:`~pyro_flows.guides.angle_profiles.AngleProfiles`. A narrow normal distribution of context and angles is nearly such a place, its
-    correlations included: of how much an angle turns with another, the integer part :math:`K` is exact, and the rest :math:`|W| \le 1/2` is nearly so
+    correlations included: of how much an angle turns with another the whole part :math:`K` is exact, and the rest, :math:`|W| \le 1/2`, is nearly so
     while angles spread over less than about half a radian. Places, profiles and :math:`K` are buffers; everything starts at the identity.
 
     Args:

@@ -20,7 +20,7 @@ from .affine_layer import affine_layer
 from .default_flow import default_flow
 from .inner_flow import BASES, FlowSpec, check_spec, inner_flow
 from .pushforward import AsPushforward
-from .sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj
+from .sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj, warn_of_angles
 
 __all__ = ["AutoFlow"]
 
@@ -52,6 +52,9 @@ class AutoFlow(AutoContinuous):
 
     In stock ``SVI`` let the nets take smaller steps than the affine layer, since a step of Adam moves all weights of a net at once, and clip them:
     ``ClippedAdam(lambda name: {"lr": 1e-3 if ".net." in name else 1e-2, "clip_norm": 10.0})``. With few particles one rate of 1e-2 diverges.
+
+    Angles (``VonMises`` and its relatives, flows on tori) would be taken for numbers on a line, which draws a ``SupportWarning``:
+    :class:`AutoManifoldFlow` knows the circle, and so do models reparameterised by :class:`~pyro_flows.manifolds.ManifoldReparam`.
 
     Raises:
         ModelError: the model has no latent site, or one inside a subsampled or sequential plate, or that starts outside its support.
@@ -115,6 +118,7 @@ class AutoFlow(AutoContinuous):
             return poutine.trace(poutine.block(self.model, self._prototype_hide_fn)).get_trace(*args, **kwargs)
 
     def _read_sites(self, trace: poutine.Trace) -> list[LatentSite]:
+        warn_of_angles(trace.iter_stochastic_nodes())
         return read_sites(trace.iter_stochastic_nodes())
 
     @torch.no_grad()

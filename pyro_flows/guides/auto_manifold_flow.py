@@ -48,11 +48,16 @@ class AutoManifoldFlow(AutoFlow):
     Args:
         model: a Pyro model.
         flow, affine, base: of the Euclidean part, see :class:`AutoFlow`; ``flow=None`` leaves place and spread alone for directions and angles too.
+            For a model of directions and angles alone other options than ``flow=None`` are refused.
         init_loc_fn, init_scale: see :class:`AutoFlow`.
 
     It works where :class:`AutoFlow` does, in stock ``SVI`` with every ELBO, ``Predictive``, ``AutoGuideList`` and
     :class:`~pyro_flows.infer.FlowVI`, but not in ``NeuTraReparam``: the base of a direction has no bijection from the reals. Cost of a draw: one pass
     of the flows.
+
+    In stock ``SVI`` the nets take smaller steps than the rest, clipped, as for :class:`AutoFlow`; here they have three names, and 64 particles and
+    1500 steps in which both rates fall to a twentieth do well: ``ClippedAdam(lambda name: {"lr": 2e-3 if any(net in name for net in (".net.",
+    ".layers.", ".params.")) else 1e-2, "lrd": 0.05 ** (1 / 1500), "clip_norm": 10.0})``.
 
     Raises:
         ModelError, SupportError, OptionError, ShapeError, ParamStoreError: as :class:`AutoFlow`.
@@ -88,8 +93,10 @@ class AutoManifoldFlow(AutoFlow):
             first = super()._build(_end_to_end(euclidean), loc[index])
             parts.append(first.transform)
             seen = blocks[-1].num_seen
-        elif isinstance(self.config["flow"], (Flow, FlowTransform)):
-            raise OptionError("flow= was given as an object, but the model has directions and angles only: leave it out")
+        else:
+            idle = [f"{name}=" for name, plain in _OPTIONS.items() if self.config[name] not in plain]
+            if idle:
+                raise OptionError(f"{', '.join(idle)} would shape nothing, since the model has directions and angles only: leave it out")
         if angles:
             index = _index(angles)
             blocks.append(Block(index, Torus(len(index))))
@@ -231,7 +238,10 @@ class AutoManifoldFlow(AutoFlow):
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Marginal medians of each site, from draws; directions have length one, angles lie in ``[-pi, pi)``."""
+        """Marginal medians of each site, from draws; directions have length one, angles lie in ``[-pi, pi)``.
+
+        They need a middle: for a direction as likely as its opposite the median is noise, another one in each call. Look at draws then.
+        """
         medians = super().median(*args, **kwargs)
         return {s.name: medians[s.name] if s.manifold is None else s.manifold.project(medians[s.name]) for s in self.sites}
 
@@ -249,13 +259,18 @@ class _AsVectors(Messenger):
             msg["fn"] = dist.ImproperUniform(constraints.independent(constraints.real, fn.event_dim), fn.batch_shape, fn.event_shape)
 
 
+_OPTIONS = {"flow": ("auto", None), "affine": ("auto",), "base": (None,)}  # of the Euclidean part, and what a model without one may say of it
+
+
 def _flatter(scale_tril: Tensor, index: Tensor) -> Tensor:
     """The power that makes a density of a coordinate given all others as wide as its marginal one, ``(k, 1)``."""
     precision = torch.cholesky_inverse(scale_tril).diagonal()[index]
     return 1 / (precision * scale_tril[index].square().sum(-1)).unsqueeze(-1)
 
 
-def _measured(log_density: Callable[[Tensor], Tensor], loc: Tensor, scale_tril: Tensor, index: Tensor, pole: Tensor, basis: Tensor, root: Tensor) -> Tensor:
+def _measured(
+    log_density: Callable[[Tensor], Tensor], loc: Tensor, scale_tril: Tensor, index: Tensor, pole: Tensor, basis: Tensor, root: Tensor
+) -> Tensor:
     """The Cholesky factor of a direction's covariance with variances as they are found along its axes, where ``root`` has those of a curvature."""
     variances, axes = torch.linalg.eigh(root @ root.mT)
     along = basis @ axes * loc[index].norm()

@@ -54,6 +54,9 @@ class AutoStochasticFlow(AutoFlow):
         init_scale: the flow's unit, in unconstrained space: units start within about two of it around the initial point, so it should be about as
             large as the distance between modes.
 
+    It has no circles: angles draw a ``SupportWarning``, as in :class:`AutoFlow`. Reparameterise them by
+    :class:`~pyro_flows.manifolds.ManifoldReparam`, or use :class:`AutoManifoldFlow`.
+
     Cost of a step: a draw's density is a sum over paths at each of its outcomes, :math:`P^2` densities of the base for ``P`` paths.
 
     Raises:

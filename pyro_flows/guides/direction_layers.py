@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..manifolds import AxisFlow, NormalizedAffine, Sphere
-from ..manifolds.sphere_maps import mobius, multiply, pulled_back, unit
+from ..manifolds.sphere_maps import mobius, pulled_back, unit
 from ..manifolds.transform import widened
 from ..nets import Hypernetwork
 from ..transforms import Compose, FlowTransform
+from ..transforms.linear import times
 from .modes import Others
 
 __all__ = ["DirectionPlaces", "DirectionShapes"]
@@ -48,12 +49,12 @@ class DirectionPlaces(FlowTransform):
         wide, params, frames = widened(x.unflatten(-1, (self.count, self.n)), self.params(context), self.frames)
         halves, first = _to_both_ends(wide, _power(params[..., -1]))
         one, second = mobius(halves, -params[..., :-1])
-        y, third = pulled_back(multiply(frames, one))
+        y, third = pulled_back(times(frames, one))
         return y.flatten(-2).to(x), (first + second + third).sum(-1).to(x)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         wide, params, frames = widened(y.unflatten(-1, (self.count, self.n)), self.params(context), self.frames)
-        one, third = pulled_back(multiply(torch.linalg.inv(frames), wide))
+        one, third = pulled_back(times(torch.linalg.inv(frames), wide))
         halves, second = mobius(one, params[..., :-1])
         x, first = _to_both_ends(halves, 1 / _power(params[..., -1]))
         return x.flatten(-2).to(y), (first + second + third).sum(-1).to(y)

@@ -56,8 +56,7 @@ class _Support(constraints.Constraint):
         for b in self.blocks:
             if b.manifold is not None:
                 points = value.index_select(-1, b.index.to(value.device)).unflatten(-1, (b.count, -1))
-                far = b.manifold.distance(points).amax(-1)
-                inside = inside & (far <= max(1e-6, 1e3 * torch.finfo(value.dtype).eps))
+                inside = inside & b.manifold.contains(points).all(-1)
         return inside
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import identity_transform
 
-from ..errors import ModelError, SupportError
+from ..errors import ModelError, SupportError, SupportWarning
 from ..manifolds import Manifold, Sphere, Torus, contains, manifold_of
+from ..manifolds.supports import complaint
 
 __all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical", "unwrapped"]
 
@@ -134,8 +136,10 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]], on_manifolds: bool =
         bijection = _bijection(name, node["fn"].support) if manifold is None else identity_transform
         value = node["value"].detach()
         unconstrained = bijection.inv(value)
-        if not _is_inside(value, bijection, unconstrained, manifold):
-            raise ModelError(f"latent site {name!r} starts at a point that is not inside its support {node['fn'].support}: give init_loc_fn=")
+        support = node["fn"].support
+        if not _is_inside(value, bijection, unconstrained, manifold, support):
+            where = support if manifold is None else f"({complaint(support, value)})"
+            raise ModelError(f"latent site {name!r} starts at a point that is not inside its support {where}: give init_loc_fn= such a point")
         size = unconstrained.numel()
         plates = tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim))
         sites.append(LatentSite(name, node["fn"].support, bijection, value.shape, unconstrained.shape, start, start + size, plates, manifold))
@@ -146,9 +150,24 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]], on_manifolds: bool =
     return sites
 
 
-def _is_inside(value: Tensor, bijection: Transform, unconstrained: Tensor, manifold: Manifold | None) -> bool:
+def warn_of_angles(nodes: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Warn of latent angles that a guide is about to take for numbers on a line."""
+    names = [repr(name) for name, node in nodes if isinstance(manifold_of(node["fn"], name), Torus)]
+    if names:
+        warnings.warn(
+            f"latent site(s) {', '.join(names)} hold angles, which this guide takes for numbers on a line: it knows neither that -pi and pi are one "
+            "point nor that the density of VonMises and the like repeats with each turn, so its posterior is right at best far from the seam. Use "
+            "AutoManifoldFlow(model), as FlowVI without a guide does, or poutine.reparam(model, config=pf.manifolds.ManifoldReparam())",
+            SupportWarning,
+            stacklevel=5,
+        )
+
+
+def _is_inside(value: Tensor, bijection: Transform, unconstrained: Tensor, manifold: Manifold | None, support: constraints.Constraint) -> bool:
     if isinstance(manifold, Sphere):
-        return bool((manifold.distance(value) < 1e-3).all())
+        return bool((manifold.distance(value) < 1e-3).all())  # a start may be given to a few digits
+    if manifold is not None:
+        return bool(contains(support, value).all())  # that of VonMises is the line: a turn more is the same angle
     back = bijection(unconstrained)  # torch's inverses clamp a point outside, instead of failing
     return bool(torch.isfinite(unconstrained).all() and torch.allclose(back, value, rtol=1e-2, atol=1e-3 * float(value.abs().max())))
 

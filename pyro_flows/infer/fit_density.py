@@ -93,6 +93,7 @@ def fit_density(
 
     Raises:
         DtypeError, ShapeError, DataError, OptionError: data or options that cannot be used, before any work.
+        SupportError: rows off the manifold of a flow that lives on one, before any work too.
         TrainingError: the loss is not finite, and going back with a smaller rate does not help; the flow is in its best state.
         CheckpointError: the file belongs to another flow or to other data.
 

@@ -80,7 +80,8 @@ def _sides(flow: Flow) -> _Sides:
     places = [(i, *found) for i, part in enumerate(parts) if (found := continuous_in(part))]
     if len(places) != 1:
         raise OptionError(
-            f'objective="flow_matching" trains the velocity of one ContinuousFlow, and this flow has {len(places)}: use pf.flows.cnf(dim), or '
+            f'objective="flow_matching" trains the velocity of one ContinuousFlow, and this flow has {len(places)}: use pf.flows.cnf(dim), on a '
+            "sphere or torus m pf.Flow(pf.manifolds.Uniform(m), pf.manifolds.RiemannianContinuousFlow(m)), or "
             'objective="likelihood"'
         )
     ((i, velocity, backwards),) = places

@@ -45,8 +45,8 @@ class FlowVI:
         seed: every random number follows from it; the global random state is left alone.
         engine: ``"auto"``, ``"compiled"``, ``"captured"`` or ``"eager"``: how the step runs, never what it computes.
         warm_start: whether to look for modes first.
-        objective: ``"path"`` (the ELBO by its path gradient), ``"elbo"`` (total gradient), ``"score"`` (the ELBO by its score-function gradient, in the
-            form of the log variance: it sees how much mass each mode has), ``"iwae"`` or ``"forward_kl"``. ``"auto"`` is ``"score"`` for guides with
+        objective: ``"path"`` (the ELBO by its path gradient), ``"elbo"`` (total gradient), ``"score"`` (the ELBO by its score-function gradient, that
+            of the log variance: it sees how much mass each mode has), ``"iwae"`` or ``"forward_kl"``. ``"auto"`` is ``"score"`` for guides with
             directions or angles, which often have several modes, and ``"path"`` for others.
         dtype: floating-point type of the whole run; arguments are converted to it.
         progress: whether to show a progress bar.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import DtypeError, ModelError, PyroFlowsError, ShapeError, SupportError
 from ..guides import AutoFlow, auto_guide
-from ..manifolds import contains
+from ..manifolds.supports import complaint, contains
 from .failures import in_a_line
 from .log_joint import LogJoint
 
@@ -110,8 +110,8 @@ def _dtype_error(error: BaseException, dtype: torch.dtype) -> DtypeError:
         remedy = "integers stay integers: pass those that are quantities as floating point, x.float() (--as-float x on the command line)"
     else:
         remedy = (
-            "pass the data as arguments of the model (they are converted), convert what the model closes over, or choose "
-            "FlowVI(model, dtype=torch.float32)"
+            "pass the data as arguments of the model (they are converted), convert what the model closes over, a flow by "
+            f"flow.{'double' if dtype == torch.float64 else 'float'}(), or choose FlowVI(model, dtype=torch.float32)"
         )
     return DtypeError(f"the model mixes dtypes or devices while it runs in {dtype}: {text}. {remedy[0].upper()}{remedy[1:]}")
 
@@ -154,8 +154,7 @@ def _check_observations(log_joint: LogJoint) -> None:
             except (NotImplementedError, AttributeError):  # a distribution that does not say
                 continue
             if not bool(inside.all()) and _is_fixed(log_joint, name):
-                count = int((~inside).sum())
-                raise SupportError(f"site {name!r}: {count} observed value(s) lie outside the support {site['fn'].support}: correct the data")
+                raise SupportError(f"site {name!r}, observed: {complaint(site['fn'].support, site['value'])}")
 
 
 def _is_fixed(log_joint: LogJoint, name: str) -> bool:

@@ -19,6 +19,7 @@ from ..errors import ModelError, OptionError, ShapeError
 from .context import running, seeded
 from .enumeration import EnumeratedDensity, TraceableEnum
 from .failures import in_a_line
+from .without_masks import WithoutMasks
 
 __all__ = ["LogJoint", "without_init"]
 
@@ -96,8 +97,7 @@ class LogJoint:
             raise OptionError(f'LogJoint: mode must be "auto", "vmap" or "loop", got {mode!r}')
         self.model, self.guide, self.args, self.kwargs = without_init(model), guide, tuple(args), dict(kwargs or {})
         self.latent_dim: int = guide.latent_dim
-        self.reason = ""
-        self.stochastic = False
+        self.reason, self.stochastic = "", False
         self.enumerated: tuple[str, ...] = ()
         self._evaluator: EnumeratedDensity | None = None
         self._enum_model: Callable[..., Any] = self.model
@@ -160,7 +160,7 @@ class LogJoint:
     def _run(self, model: Callable[..., Any], z: Tensor) -> Trace:
         """Trace the model at one particle, hidden from any handler around the call."""
         with poutine.block():
-            conditioned = poutine.condition(model, data=self.guide.unpack(z))
+            conditioned = poutine.condition(WithoutMasks()(model), data=self.guide.unpack(z))
             return poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
 
     def trace_at(self, z: Tensor) -> Trace:
@@ -175,7 +175,7 @@ class LogJoint:
                 self.trace.compute_log_prob()
         except Exception as error:
             remedy = "Check the data against the likelihoods"
-            raise ModelError(f"the model failed while its log density was evaluated: {in_a_line(error)}. {remedy}") from error
+            raise ModelError(f"the model failed while its log density was evaluated: {in_a_line(error, 600)}. {remedy}") from error
         sites = {k: v for k, v in self.trace.nodes.items() if v["type"] == "sample"}
         self.frozen = [k for k, v in self.trace.nodes.items() if v["type"] == "param"]
         subsampled = [k for k, v in sites.items() if isinstance(v["fn"], _Subsample) and len(v["value"]) < v["fn"].size]

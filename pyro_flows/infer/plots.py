@@ -11,6 +11,8 @@ import torch
 
 from ..diagnostics import khat_limit, psis
 from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE, VERDICTS
+from ..guides import unwrapped
+from ..manifolds import Torus
 from .draws import draw, indices
 
 if TYPE_CHECKING:
@@ -69,8 +71,9 @@ def plot(posterior: Posterior, path: str | Path | None = None, num_samples: int 
 
 
 def _scalars(posterior: Posterior, z: torch.Tensor) -> tuple[np.ndarray, list[str]]:
-    """Latent values in the constrained space as columns ``(N, K)``, and their names."""
+    """Latent values in the constrained space as columns ``(N, K)``, angles counted from their mean direction, and their names."""
     values = posterior.guide.unpack(z)
+    values |= {site.name: unwrapped(values[site.name]) for site in posterior.guide.sites if isinstance(site.manifold, Torus)}
     names = [name + index for name, value in values.items() for index in indices(value.shape[1:])]
     flat = torch.cat([value.reshape(len(z), -1) for value in values.values()], -1).double().cpu().numpy()
     varies = np.flatnonzero(np.ptp(flat, axis=0) > 0)  # a Cholesky factor has entries that are the same in every draw

@@ -263,7 +263,8 @@ class Posterior:
 
         Returns:
             The groups posterior, sample_stats, log_likelihood, observed_data and what was asked for; dimensions are
-            named after the model's plates.
+            named after the model's plates. Angles are as drawn, in ``[-pi, pi)``: :meth:`summary` and :meth:`plot` alone
+            count them from their mean direction.
         """
         from .export import to_arviz
 

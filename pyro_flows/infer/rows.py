@@ -63,6 +63,7 @@ def read_rows(flow: AnyFlow, x: Any, context: Any = None, labels: Any = None) ->
         DtypeError: integers or booleans.
         ShapeError: not ``(N, dim)``, or another number of rows or size of the context.
         DataError: values that are not finite, too few rows, a constant column, or values beyond the bound of the flow's splines.
+        SupportError: rows off the manifold that the flow lives on.
         OptionError: labels for a flow whose base is not a ``GaussianMixture``, or out of range.
     """
     like = next((t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point()), torch.zeros(()))
@@ -76,6 +77,9 @@ def read_rows(flow: AnyFlow, x: Any, context: Any = None, labels: Any = None) ->
         context = read_matrix("context", context, flow.context_dim, like)
         if len(context) != len(x):
             raise ShapeError(f"x has {len(x)} rows, context has {len(context)}: each row of x needs its own")
+    manifold = None if isinstance(flow, StochasticFlow) else flow.transform.manifold
+    if manifold is not None:
+        manifold.check(x, "x")
     constant = (x.amax(0) == x.amin(0)).nonzero()[:, 0].tolist()
     if constant:
         raise DataError(f"columns {constant} of x are constant, so they have no density: leave them out")

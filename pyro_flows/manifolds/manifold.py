@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,11 @@ __all__ = ["Manifold"]
 def can_look(x: Tensor) -> bool:
     """Whether values can be looked at: not while a graph is being made."""
     return not is_traced() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far off its manifold rounding may leave a point: in double precision what single precision does, from which many points are converted."""
+    return max(1e-6, 1e3 * torch.finfo(dtype).eps)
 
 
 class Manifold:
@@ -81,19 +87,25 @@ class Manifold:
         """Points ``(N, size)`` and weights ``(N,)`` of a rule for integrals over the manifold's measure, in double precision."""
         raise OptionError(f"{self!r} has no quadrature rule: circles, the sphere of R^3, the simplex of three parts and products of these have one")
 
+    def contains(self, x: Tensor) -> Tensor:
+        """Whether points ``(*batch, size)`` lie on the manifold, ``(*batch,)``, but for rounding: see :func:`tolerance`. NaN lies off it."""
+        return self.distance(x) <= tolerance(x.dtype)
+
+    def complaint(self, x: Tensor) -> str:
+        """What is to be said of points ``(*batch, size)`` of which some lie off the manifold: how many, which is worst, how far, what to do."""
+        far, outside = self.distance(x), ~self.contains(x)
+        worst = int(far.nan_to_num(torch.inf).flatten().argmax())
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), far.shape)) if far.dim() else ()
+        away, point = far.flatten()[worst].item(), x.expand(*far.shape, self.size).reshape(-1, self.size)[worst, :5].tolist()
+        how = f"{away:.3g} away" if math.isfinite(away) else f"({', '.join(f'{v:.3g}' for v in point)}{', ...' * (self.size > 5)})"
+        return (
+            f"{int(outside.sum())} of {far.numel()} points do not lie on {self!r}; the worst, at index {index}, is {how}: {self._remedy(x)}"
+        )
+
     def check(self, x: Tensor, name: str) -> None:
         """Raise a ``SupportError`` for points that do not lie on the manifold; silent inside traced graphs, which cannot look."""
-        if not can_look(x) or x.numel() == 0:
-            return
-        far = self.distance(x.detach())
-        tolerance = max(1e-6, 1e3 * torch.finfo(x.dtype).eps)
-        if not bool((far <= tolerance).all()):  # NaN is off the manifold too
-            worst = int(far.nan_to_num(torch.inf).flatten().argmax())
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), far.shape)) if far.dim() else ()
-            raise SupportError(
-                f"{name}: {int((~(far <= tolerance)).sum())} of {far.numel()} points do not lie on {self!r}; the worst, at index {index}, is "
-                f"{far.flatten()[worst].item():.3g} away: {self._remedy(x)}"
-            )
+        if can_look(x) and x.numel() and not bool(self.contains(x.detach()).all()):
+            raise SupportError(f"{name}: {self.complaint(x.detach())}")
 
     def validate(self, value: Tensor, distribution: Distribution) -> None:
         """What a distribution on the manifold asks of a point before it gives the density there."""

@@ -15,15 +15,19 @@ from torch import Tensor
 
 from ..errors import SupportError
 from .geometry import Sphere, Torus
-from .supports import manifold_of
+from .supports import inside_of, manifold_of
 
 __all__ = ["SphereReparam", "CircleReparam", "ManifoldReparam"]
 
 
 def _like(fn: Any) -> Tensor:
-    """A tensor of the dtype and on the device of a distribution: one of its parameters, if it has some."""
-    own = (getattr(fn, name, None) for name in fn.arg_constraints)
-    return next((p for p in own if isinstance(p, Tensor) and p.is_floating_point()), torch.zeros(()))
+    """A tensor of the dtype and on the device of a distribution: the first that it holds, or that what it wraps holds."""
+    while fn is not None:
+        for held in vars(fn).values():
+            if isinstance(held, Tensor) and held.is_floating_point():
+                return held
+        fn = inside_of(fn)
+    return torch.zeros(())
 
 
 class _FromNormal(Reparam):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .geometry import helmert, unit
 
-__all__ = ["unit", "pulled_back", "dot", "translate", "untranslate", "mobius", "stretch", "log_widening", "multiply", "unpack_lu"]
+__all__ = ["unit", "pulled_back", "dot", "translate", "untranslate", "mobius", "stretch", "log_widening", "unpack_lu"]
 
 
 def pulled_back(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,11 +69,6 @@ def log_widening(g: Tensor, width: Tensor, log_slope: Tensor) -> Tensor:
     pole = width < _POLE
     there = ((1 - g) * (1 + g)).clamp(min=_POLE**2)
     return torch.where(pole, log_slope, there.log() - torch.where(pole, 1.0, width).log())
-
-
-def multiply(matrix: Tensor, x: Tensor) -> Tensor:
-    """A matrix, or one for each point, times vectors."""
-    return x @ matrix.mT if matrix.dim() == 2 else (matrix @ x.unsqueeze(-1)).squeeze(-1)
 
 
 def unpack_lu(raw: Tensor, n: int) -> tuple[Tensor, Tensor]:

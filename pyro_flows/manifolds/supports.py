@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,9 +12,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ..errors import SupportError
-from .geometry import Sphere, Torus, angles
+from .geometry import Simplex, Sphere, Torus
 from .manifold import Manifold
-from .product import _Product
+from .product import Product, _Product
 
 __all__ = ["contains", "manifold_of"]
 
@@ -25,8 +26,8 @@ def manifold_of(fn: Any, name: str) -> Manifold | None:
     """The sphere of one value's last dimension, or the torus of all its entries; ``None`` for what the reals have a bijection to.
 
     Spheres are told by their support (``ProjectedNormal``, ``VonMisesFisher``, any flow on a sphere), angles by their support or their class
-    (``VonMises``, ``SineBivariateVonMises``, ``SineSkewed``, any flow on a torus). Simplices have a bijection. Neither has an angle that is
-    merely bounded, such as one of a ``Uniform``: nothing says that its ends meet.
+    (``VonMises``, ``SineBivariateVonMises``, ``SineSkewed``, any flow on a torus), a ``MixtureSameFamily`` by its components. Simplices have a
+    bijection. Neither has an angle that is merely bounded, such as one of a ``Uniform``: nothing says that its ends meet.
 
     Args:
         fn: a Pyro distribution.
@@ -36,31 +37,69 @@ def manifold_of(fn: Any, name: str) -> Manifold | None:
         SupportError: the two points of a sphere of one coordinate; a product of manifolds, which has to be drawn part by part.
     """
     try:
-        support = fn.support
+        core = _core(fn.support)
     except NotImplementedError:  # a distribution that does not say
         return None
-    while isinstance(support, constraints.independent) and support is not angles:
-        support = support.base_constraint
-    if isinstance(support, _Product):
-        raise SupportError(f"latent site {name!r} lies on a product of manifolds, {support}: draw its parts at one site each")
-    if support is constraints.sphere:
+    if isinstance(core, _Product):
+        raise SupportError(f"latent site {name!r} lies on a product of manifolds, {core}: draw its parts at one site each")
+    if isinstance(core, type(constraints.sphere)):
         if fn.event_shape[-1] < 2:
             raise SupportError(f"latent site {name!r} lies on the sphere of one coordinate, which is two points: use a Bernoulli site")
         return Sphere(int(fn.event_shape[-1]))  # while torch traces, sizes are tensors
-    while not isinstance(fn, _CIRCULAR) and isinstance(getattr(fn, "base_dist", None), dist.Distribution):
-        if isinstance(fn, dist.TransformedDistribution):
-            break  # moved by a transform, angles are what its support says
-        fn = fn.base_dist
-    if support is angles or isinstance(fn, _CIRCULAR):
+    if _is_circle(core) or isinstance(_innermost(fn), _CIRCULAR):
         return Torus(math.prod(map(int, fn.shape())))
     return None
 
 
+def inside_of(fn: Any) -> Any:
+    """The distribution that another one wraps, or a mixture's components; ``None`` for one that stands by itself."""
+    return getattr(fn, "base_dist", None) or getattr(fn, "component_distribution", None)
+
+
+def _innermost(fn: Any) -> Any:
+    """What gives a distribution its values, under all that masks, expands, counts dimensions or mixes. Moved by a transform, they are others."""
+    while not isinstance(fn, (*_CIRCULAR, torch.distributions.TransformedDistribution)) and inside_of(fn) is not None:
+        fn = inside_of(fn)
+    return fn
+
+
+def points_in(support: constraints.Constraint, value: Tensor) -> Manifold | None:
+    """The manifold on which a support wants the vectors of a value's last dimension to lie; ``None`` for supports of other kinds."""
+    core, size = _core(support), value.shape[-1] if value.dim() else 0
+    if _is_circle(core):
+        return Torus(size)
+    if isinstance(core, _Product):
+        return Product(*core.parts)
+    found = [make for kind, make in _VECTORS.items() if isinstance(core, kind)]  # not by identity: copies and pickles are other objects
+    return found[0](size) if found and size > 1 else None
+
+
 def contains(support: constraints.Constraint, value: Tensor) -> Tensor:
-    """Whether values lie in a support, where points of spheres may be off by what rounding to single precision does."""
-    if isinstance(support, constraints.independent) and support is not angles:
+    """Whether values lie in a support; points of manifolds may be off by rounding, as :meth:`Manifold.contains` allows."""
+    if isinstance(support, constraints.independent) and not _is_circle(support):
         inside = contains(support.base_constraint, value)
         return inside.flatten(inside.dim() - support.reinterpreted_batch_ndims).all(-1)
-    if support is not constraints.sphere:
-        return support.check(value)
-    return (torch.linalg.vector_norm(value, dim=-1) - 1).abs() <= 1e-6
+    manifold = points_in(support, value)
+    return support.check(value) if manifold is None else manifold.contains(value)
+
+
+def complaint(support: constraints.Constraint, value: Tensor) -> str:
+    """What is to be said of a value that lies outside a support."""
+    manifold = points_in(support, value)
+    if manifold is None:
+        return f"{int((~contains(support, value)).sum())} value(s) lie outside the support {support}: correct the data"
+    return manifold.complaint(value)
+
+
+def _is_circle(support: Any) -> bool:
+    return getattr(support, "ends_meet", False)
+
+
+def _core(support: Any) -> Any:
+    """The support of one point: without what only counts dimensions, or says that a mixture's components share it."""
+    while not _is_circle(support) and isinstance(getattr(support, "base_constraint", None), constraints.Constraint):
+        support = support.base_constraint
+    return support
+
+
+_VECTORS: dict[type, Callable[[int], Manifold]] = {type(constraints.sphere): Sphere, type(constraints.simplex): Simplex}
