@@ -23,7 +23,8 @@ _TURNING_UP_TO = 300  # angles: beyond it the turns, one number a pair, are left
 class AnglePlaces(ManifoldTransform):
     r"""Gathers each of several uniform angles around a place of its own, and lets them turn each other.
 
-    .. math:: g_i = \mathrm{gather}(\mathrm{profile}_i(\theta_i); \eta_i(c)), \qquad \theta'_i = \mu_i + g_i + \sum_{j<i} (K_{ij} g_j + W_{ij} \sin g_j)
+    .. math:: g_i = \mathrm{gather}(\mathrm{profile}_i(\theta_i); \eta_i(c)), \qquad
+        \theta'_i = \mu_i + g_i + \sum_{j<i} (K_{ij} g_j + W_{ij} \sin g_j)
 
     With :class:`~pyro_flows.univariate.CircularGather`, whose parameters :math:`\eta` are linear in the context, a turn among them, after
     :class:`~pyro_flows.guides.angle_profiles.AngleProfiles`. A narrow normal distribution of context and angles is nearly such a place, its
