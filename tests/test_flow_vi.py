@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import warnings
 
 import pyro
@@ -17,6 +18,8 @@ import pyro_flows as pf
 from pyro_flows.errors import CheckpointError, ConvergenceWarning, DtypeError, ModelError, OptionError, ShapeError, SupportError
 from pyro_flows.infer.checkpoint import Checkpoint, random_state
 from pyro_flows.infer.inputs import alike, fingerprint
+from pyro_flows.infer.log_joint import LogJoint
+from pyro_flows.infer.overlooked import missed_modes
 from pyro_flows.infer.trainer import Schedule, Trainer
 from pyro_flows.infer.warm_start import laplace
 from pyro_flows.manifolds import UniformTorus, VonMisesFisher
@@ -111,6 +114,36 @@ def test_never_worse_than_the_affine_stage():
     affine = [h["elbo"] for h in posterior.history if h["stage"] == "affine"][-1]
     assert posterior.elbo.mean > affine - 0.2
     assert any("affine layer" in w or "layer is kept" in w for w in posterior.warnings)
+
+
+def two_heights():
+    """Four fifths of the mass at -2, one fifth at 2, and numbers beside."""
+    pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    m = pyro.sample("m", dist.Normal(0.0, 3.0))
+    both = torch.stack([math.log(0.8) + dist.Normal(-2.0, 0.3).log_prob(m), math.log(0.2) + dist.Normal(2.0, 0.3).log_prob(m)])
+    pyro.factor("heights", both.logsumexp(0) - dist.Normal(0.0, 3.0).log_prob(m))
+
+
+def test_a_mode_that_the_warm_start_met_and_the_guide_misses_is_said():
+    posterior = quietly(pf.FlowVI(two_heights, progress=False, max_steps=50, num_eval=2000))
+    assert posterior.ess > 0.99 and posterior.verdict == "poor"
+    assert re.match(r"About (19|20|21)% of the posterior lies around another mode, with m = (1\.9|2)", posterior.reasons[0])
+
+
+def test_missed_modes_are_measured():
+    """Exactly, by where the guide lies; a guide that draws at a mode misses nothing there, whatever that mode's scale is said to be."""
+    shares = {}
+    for at in (-2.0, 2.0):
+        guide = pf.AutoFlow(two_heights, flow=None).setup()
+        loc, other = torch.zeros(2, 4, dtype=guide.loc.dtype)
+        loc[3], other[3] = at, -at
+        root = torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.3]))
+        guide.place(loc, root)
+        log_joint = LogJoint(two_heights, guide)
+        found = math.log(0.8 if at < 0 else 0.2)  # of an evidence of 1
+        shares[at] = missed_modes(guide, log_joint, [(other, root), (other, 1.3 * root), (loc, root), (loc, 0.3 * root)], found)
+    assert shares[-2.0] == pytest.approx([0.2, 0.2, 0.0, 0.0], abs=0.03)
+    assert shares[2.0] == pytest.approx([0.8, 0.8, 0.0, 0.0], abs=0.03)
 
 
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "score", "forward_kl"])  # "path" is every other test's

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from .psis import as_vector, ess_fraction, psis
-from .verdict import OVERLOOKED, TAIL_ESS, MomentErrors, Verdict, judge, moment_errors
+from .verdict import TAIL_ESS, MomentErrors, Verdict, judge, moment_errors
 
 __all__ = ["Estimate", "Evaluation", "evaluate"]
 
@@ -78,16 +78,11 @@ class Evaluation:
         reason = f"The training ended early, and the ESS is {self.ess:.1%}: the guide may not have reached all of the posterior. Train longer."
         return replace(self, verdict="poor", reasons=(reason, *(self.reasons if self.verdict == "usable" else ())))
 
-    def overlooking(self, shares: Mapping[str, float]) -> Evaluation:
-        """The same of a guide that has next to nothing on some share of what a site may be: poor, whatever was measured on its own draws."""
-        site, share = max(shares.items(), key=lambda item: item[1], default=("", 0.0))
-        if not share > OVERLOOKED:
+    def doubted(self, *reasons: str) -> Evaluation:
+        """The same, but poor for reasons that the guide's own draws cannot show; unchanged without any."""
+        if not reasons:
             return self
-        reason = (
-            f"With all else held fixed, about {share:.0%} of the density of {site} lies where the guide hardly ever draws: it misses a mode, "
-            "or much of a wide one. Fit again from other seeds, or let a prior choose one of modes that mean the same."
-        )
-        return replace(self, verdict="poor", reasons=(reason, *(self.reasons if self.verdict != "good" else ())))
+        return replace(self, verdict="poor", reasons=(*reasons, *(self.reasons if self.verdict != "good" else ())))
 
 
 def evaluate(

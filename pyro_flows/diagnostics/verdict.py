@@ -23,7 +23,6 @@ _FEW_GOOD, _FEW_POOR = 100, 20  # draws' worth of weights left
 TAIL_ESS = 0.3  # above it, a heavy tail of the weights carries too little to matter
 _DROPPED_GOOD, _DROPPED_POOR = 0.001, 0.01  # fraction of the draws
 _SPREAD = 3.0  # nats
-OVERLOOKED = 0.05  # of a conditional density: above it, a guide that has next to nothing there is poor
 _BLOCK = 256  # columns looked at together
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..errors import ImportanceError, ShapeError
 from ..guides import AutoFlow, AutoStochasticFlow, unwrapped
 from ..manifolds import Torus
 from .log_joint import LogJoint
-from .overlooked import overlooked
+from .overlooked import doubts
 
 __all__ = ["draw", "evaluate_guide", "latents_of_runs", "log_prob", "resample"]
 
@@ -29,15 +29,16 @@ def draw(guide: AutoFlow, num_samples: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int) -> Evaluation:
-    """Judge a guide by fresh draws: constrained values, deterministic sites and unconstrained coordinates; and by a look round directions and angles.
+def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int, modes: Iterable[tuple[Tensor, Tensor]] = ()) -> Evaluation:
+    """Judge a guide by fresh draws: constrained values, deterministic sites and unconstrained coordinates; and by looks where it may not draw.
 
     Args:
         guide: a guide, set up.
         log_joint: the model's log joint density over the guide's vector.
         num_samples: number of draws.
+        modes: places and scales of modes that are known of.
 
-    Cost: ``num_samples`` evaluations of the model and of the flow, and those of :func:`~pyro_flows.infer.overlooked.overlooked`.
+    Cost: ``num_samples`` evaluations of the model and of the flow, and those of :func:`~pyro_flows.infer.overlooked.doubts`.
     """
     z, log_q = draw(guide, num_samples)
     values = {**guide.unpack(z), **log_joint.deterministics(z)}
@@ -49,7 +50,8 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int) -> Ev
         value = values[site.name]
         if value.numel() != part.numel() or not torch.equal(value.reshape(part.shape), part):
             values[f"{site.name} (unconstrained)"] = part.reshape(len(z), *site.unconstrained_shape)
-    return evaluate(log_joint(z), log_q, *_columns(values)).overlooking(overlooked(guide, log_joint))
+    found = evaluate(log_joint(z), log_q, *_columns(values))
+    return found.doubted(*doubts(guide, log_joint, modes, found.log_evidence.mean))
 
 
 def _columns(values: Mapping[str, Tensor]) -> tuple[Tensor, list[str]]:

@@ -135,6 +135,7 @@ class FlowVI:
             posterior = Posterior.from_guide(
                 guide,
                 log_joint=log_joint,
+                modes=run.modes,
                 num_samples=self.num_eval,
                 seed=self.seed,
                 history=run.history,

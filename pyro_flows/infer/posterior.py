@@ -91,6 +91,7 @@ class Posterior:
         guide: AutoFlow,
         *args: Any,
         log_joint: LogJoint | None = None,
+        modes: Iterable[tuple[Tensor, Tensor]] = (),
         num_samples: int = 10_000,
         seed: int = 0,
         history: Iterable[Mapping[str, Any]] = (),
@@ -107,6 +108,7 @@ class Posterior:
             guide: an :class:`~pyro_flows.guides.AutoFlow`, set up.
             args, kwargs: the arguments of the model, unless ``log_joint`` has them.
             log_joint: the model's log joint density over the guide's vector.
+            modes: places and scales of modes, where the guide is looked at too, see :func:`~pyro_flows.infer.overlooked.missed_modes`.
             num_samples: number of draws.
             seed: seed of those draws; the global random state is left alone.
             history, converged, warnings, timings, engines: see the class.
@@ -120,7 +122,7 @@ class Posterior:
             if log_joint is None:
                 with running(guide.setup(*args, **kwargs).flow().sample().dtype, validate=True):
                     log_joint = LogJoint(guide.model, guide, args, kwargs)
-            evaluation = evaluate_guide(guide.eval(), log_joint, num_samples)
+            evaluation = evaluate_guide(guide.eval(), log_joint, num_samples, modes)
         warnings = list(warnings)
         if log_joint.stochastic:
             warnings.append(f"the model's density is random, so ESS and k-hat look worse than they are: {log_joint.reason}")

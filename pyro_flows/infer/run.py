@@ -36,7 +36,7 @@ _AFFINE_LR = 2e-2
 _AFFINE_ROUNDS = 4  # below the default flow, whose first couplings go on along a funnel where the rounds end
 _MORE_ROUNDS = 16  # below any other, and alone: a layer that is left half-way can hold a flow there; a round costs a fraction of the flow's
 AFFINE_PARTICLES = 64  # at most
-_KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state")  # in a checkpoint
+_KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "affine_state", "modes")  # in a checkpoint
 _LAST = ("trainer", "stage", "engine", "spent", "random", "cuda")  # in a checkpoint, of the last stage that was trained
 _PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
 _MATCHED = 2e-3  # variance of the log weights below which a flow has nothing to add
@@ -76,6 +76,7 @@ class Run:
         self.finished: list[str] = []  # stages
         self.rounds = 0  # of the affine stage
         self.affine_state: dict[str, Tensor] | None = None
+        self.modes: list[tuple[Tensor, Tensor]] = []  # that the warm start met, places and scales
         self.resumed: dict[str, Any] = {}
         self.last: dict[str, Any] = {}  # the state of the last stage that was trained, in a checkpoint
 
@@ -132,7 +133,7 @@ class Run:
 
         engine = prepare(value_and_grad, (centre,), "eager" if self._obstacle else "auto", 0)
         noise = torch.randn(256, len(centre)).to(centre)
-        start, count = find_start(density, engine, points, float(guide.config["init_scale"]), noise, guide.room())  # type: ignore[arg-type]
+        start, count, self.modes = find_start(density, engine, points, float(guide.config["init_scale"]), noise, guide.room())  # type: ignore[arg-type]
         self.evaluations += count
         scattered = guide.place(start.loc, start.scale_tril, counted)
         logger.info("warm start: %s, ELBO %.3f", start.source, start.elbo)

@@ -101,7 +101,7 @@ def find_start(
     noise: Tensor,
     room: Tensor | None = None,
     steps: int = 150,
-) -> tuple[Start, int]:
+) -> tuple[Start, int, list[tuple[Tensor, Tensor]]]:
     """The Gaussian with the best ELBO among Laplace approximations along several descents and the naive one.
 
     Args:
@@ -115,7 +115,8 @@ def find_start(
         steps: L-BFGS iterations from each point.
 
     Returns:
-        The best start, and the number of log density evaluations spent.
+        The best start, the number of log density evaluations spent, and all modes that were met, each with the Cholesky factor of its curvature's
+        inverse.
 
     A Laplace approximation can be catastrophic (a funnel has no mode at all), so nothing is taken on trust: the path's earlier points stand as
     candidates too, and the naive Gaussian wins when all of them are worse.
@@ -142,7 +143,7 @@ def find_start(
     modes: list[tuple[Tensor, Tensor]] = []
 
     def known(top: Tensor) -> bool:
-        return any(float(((top - mode) / scale).abs().max()) < 0.3 for mode, scale in modes)
+        return any(float(((top - mode) / root.norm(dim=-1)).abs().max()) < 0.3 for mode, root in modes)
 
     plain = (judge(point, eye * s, "naive start") for point in points for s in (naive_scale, 1.0))
     best = naive = max(plain, key=lambda s: s.elbo)
@@ -162,7 +163,7 @@ def find_start(
             length = next((t for t in (1.0, 0.3, 0.03) if float(counted(top + t * step)[0]) < float(value)), 0.0)
             top = top + length * step
             if length * float((step / tril.norm(dim=-1)).abs().max()) < 1e-2:
-                modes.append((top, tril.norm(dim=-1)))
+                modes.append((top, tril))
                 break
         if accepted is best or accepted.elbo < naive.elbo:
             for point in _spread_out(path, 5):  # no usable mode: how far down the path is a Gaussian still good?
@@ -171,7 +172,7 @@ def find_start(
                 if found is not None:
                     accepted = max(accepted, judge(point, found[1], f"the descent from start {k}"), key=lambda s: s.elbo)
         best = max(best, accepted, key=lambda s: s.elbo)
-    return best, count
+    return best, count, modes
 
 
 def _spread_out(path: list[Tensor], count: int) -> list[Tensor]:
