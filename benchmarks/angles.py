@@ -98,7 +98,7 @@ def axis() -> Case:
 
 
 def half() -> Case:
-    """A direction of which one square of a height is known: two opposite modes, wide for the start that looks for them."""
+    """A direction of which one square of a height is known to be the greatest: two opposite modes without a curvature."""
 
     def model(y: Tensor) -> None:
         x = pyro.sample("x", UniformSphere(3))
@@ -106,6 +106,18 @@ def half() -> Case:
 
     points, weights = Sphere(3).quadrature(400)
     return Case(model, (torch.ones((), dtype=torch.float64),), points, weights.log(), lambda z: z)
+
+
+def three() -> Case:
+    """A direction with three narrow modes of different weights, anywhere."""
+    places, weights = Sphere(3).random_uniform((3,), dtype=torch.float64), torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+    def model() -> None:
+        x = pyro.sample("x", UniformSphere(3))
+        pyro.factor("modes", (weights.log() + 100 * ((places * x.unsqueeze(-2)).sum(-1) - 1)).logsumexp(-1))
+
+    points, volumes = Sphere(3).quadrature(400)
+    return Case(model, (), points, volumes.log(), lambda z: torch.cat([z, (z.unsqueeze(-1) * z.unsqueeze(-2)).flatten(-2)], -1))
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -116,6 +128,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "the same, three rows": lambda: pair(3),
     "an axis: two opposite directions": axis,
     "an axis, one square known": half,
+    "a direction, three modes": three,
 }
 
 
