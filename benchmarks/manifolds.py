@@ -336,8 +336,8 @@ a cosine; 1500 steps on the sphere, 600 on the torus. Divergence and effective s
 
 NLL of test points in nats, under surface measure on the sphere (uniform: 2.53) and the measure of the angles on the torus. Splits of
 80/10/10 by seed; a fit holds out a tenth of its training rows for early stopping. On the earth: {layers} cylinder flows of {bins} bins along
-axes at random, nets of {hidden}; {steps} steps of {batch_size} points by `fit_density`, learning rate {lr}; one choice for all data, and for flood also
-{larger}. Beside
+axes at random, nets of {hidden}; {steps} steps of {batch_size} points by `fit_density`, learning rate {lr}; one choice for all
+data, and for flood also {larger}. Beside
 it a kernel estimate, von Mises and Fisher's kernels and 2 % uniform, with the width that validation picks; and *both*, the kernels over the
 flow in place of the uniform distribution, width and share by validation. Some test points of earthquake have a twin among the training rows,
 which helps narrow kernels. A density of the volcanoes has no lower bound with their duplicates, which are left out here.
