@@ -515,7 +515,7 @@ def by_quadrature(model, y):
     return float(terms.logsumexp((0, 1))), angles.squeeze(-1), terms.logsumexp(0).softmax(-1)
 
 
-@pytest.mark.parametrize("times", (1, 2, 3))
+@pytest.mark.parametrize("times", (1, 3))
 def test_flow_vi_finds_all_modes_of_an_angle_across_the_seam(times):
     y = 1.5 * torch.cos(TIMES - 3.1) + 0.4 * torch.randn(20)
     model = wave(times)
@@ -576,7 +576,7 @@ def three_modes():
 
 
 def test_flow_vi_finds_three_modes_of_a_direction_and_their_weights():
-    posterior = fit(three_modes, max_steps=600)
+    posterior = fit(three_modes, max_steps=400)
     evidence = math.log((1 - math.exp(-100)) / 100)  # of three von Mises-Fisher densities, under the uniform one
     assert abs(posterior.log_evidence.mean - evidence) < max(4 * posterior.log_evidence.se, 5e-3)
     assert not any("mode" in r and "cannot be seen" not in r for r in posterior.reasons)

@@ -23,6 +23,7 @@ LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
 AnyFlow = Flow | StochasticFlow
 _CLIP = 10.0  # a particle's gradient is shortened to this many times the median
+_SMALL = 0.5  # nats, which no median excess is taken to be below: of a good fit, stray draws are what there is to mend
 _LOST_COST = 100.0  # nats: what all of the mass would cost
 _IWAE_GROUP = 8
 _NO_WEIGHT = -1e30  # log weight of a dropped particle: finite, so that its gradient is zero and not NaN
@@ -210,7 +211,7 @@ def _excess(gap: Tensor, sound: Tensor) -> Tensor:
     count = sound.sum().clamp(min=2)
     above = torch.where(sound, gap, torch.zeros_like(gap))
     above = torch.where(sound, above - above.sum() / count, torch.zeros_like(gap))
-    limit = _CLIP * torch.where(sound, above.abs(), torch.full_like(gap, torch.nan)).nanmedian().nan_to_num(0.0)
+    limit = _CLIP * torch.where(sound, above.abs(), torch.full_like(gap, torch.nan)).nanmedian().nan_to_num(0.0).clamp(min=_SMALL)
     return above.clamp(-limit, limit) / (count - 1)
 
 

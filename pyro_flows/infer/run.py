@@ -41,6 +41,7 @@ _LAST = ("trainer", "stage", "engine", "spent", "random", "cuda")  # in a checkp
 _PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
 _MATCHED = 2e-3  # variance of the log weights below which a flow has nothing to add
 _COMPARE = 4096  # common draws that decide between the affine stage and the flow
+_STRAY = 10.0  # nats below the median log weight, at most, that one of them counts: a single stray draw must not decide
 
 
 @contextmanager
@@ -228,7 +229,8 @@ class Run:
             self.guide.load_state_dict(state)
             x, ladj = self.guide.flow.transform.forward_and_ladj(noise)
             gap = self.log_joint(x) - self.guide.flow.base().log_prob(noise) + ladj
-            elbos.append(gap.nan_to_num(-torch.inf, -torch.inf, -torch.inf).mean())
+            gap = gap.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+            elbos.append(torch.where(gap.isinf(), gap, gap.clamp(min=float(gap.median()) - _STRAY)).mean())
         self.evaluations += 2 * _COMPARE
         if not elbos[1] >= elbos[0]:
             self.guide.load_state_dict(self.affine_state)
