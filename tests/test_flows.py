@@ -331,6 +331,8 @@ def test_repr_and_sizes():
     count = sum(p.numel() for p in flow.parameters())
     assert (flow.dim, flow.context_dim) == (3, 2) and f"dim=3, context_dim=2, parameters={count}" in repr(flow)
     assert "MaskedMLP" in repr(flow) and "Gaussian" in repr(flow)
+    text = repr(build("nsf", 3)())
+    assert "event_shape: torch.Size([3])" in text and "[Compose]" in text and "Normal" in text
 
 
 # --- construction and errors

@@ -195,6 +195,11 @@ def test_draws_have_the_density(d):
 
 
 @each
+def test_reprs_of_distributions_say_sizes(d):
+    assert any(c.isdigit() for c in repr(d).partition("(")[2]) and "4" in repr(d.expand((4,)))
+
+
+@each
 def test_distributions_have_batches(d):
     wide = d.expand((4, 5))
     assert wide.batch_shape == (4, 5) and wide.event_shape == d.event_shape
@@ -341,7 +346,8 @@ def test_generalized_beta_is_a_calibrated_dirichlet(temperature):
     expected = M.SimplicialGeneralizedBeta(_alpha, layer.temperature(), layer.shift())
     close(flow.log_prob(p), expected.log_prob(p))
     close(layer(p), torch.softmax(p.log() / layer.temperature() + layer.shift(), -1))
-    assert layer.temperature().item() == pytest.approx(temperature, rel=1e-6)
+    assert layer.temperature().item() == pytest.approx(temperature, rel=1e-6) and f"temperature={temperature}" in repr(layer)
+    assert "shape=(3,)" in repr(layer) and ("temperature<0" if temperature < 0 else "temperature>0") in repr(M.Calibration(3, 2, temperature))
 
 
 def test_logistic_normal_is_a_normal_in_a_chart():

@@ -66,6 +66,10 @@ class FlowDistribution(dist.TransformedDistribution):
             log_prob = log_prob - sum_rightmost(ladj, event_dim - transform.codomain.event_dim)
         return x, log_prob
 
+    def __repr__(self) -> str:
+        names = ", ".join(type(t).__name__ for t in self.transforms)
+        return f"{type(self).__name__}({self.base_dist}, [{names}], batch_shape: {self.batch_shape}, event_shape: {self.event_shape})"
+
 
 _CURVED = (type(constraints.sphere), type(constraints.simplex))
 

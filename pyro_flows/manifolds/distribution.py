@@ -86,6 +86,10 @@ class UniformOn(ManifoldDistribution):
     def _draw(self, shape: torch.Size) -> Tensor:
         return self.manifold.random_uniform(shape[:-1], self.zero.dtype, self.zero.device)
 
+    def __repr__(self) -> str:
+        batch = f", batch_shape: {self.batch_shape}" if self.batch_shape else ""
+        return f"{type(self).__name__}({self.manifold.size}{batch})"
+
 
 def together(name: str, parameters: Mapping[str, tuple[Tensor | float, int]]) -> tuple[list[Tensor], torch.Size]:
     """Parameters, given with how many dimensions each has, broadcast to one batch shape and dtype; and that shape."""

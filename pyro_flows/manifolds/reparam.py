@@ -50,6 +50,9 @@ class _FromNormal(Reparam):
         pyro.factor(f"{name}_density", fn.log_prob(value) + self._log_volume(fn))
         return {"fn": dist.Delta(value, event_dim=fn.event_dim).mask(False), "value": value, "is_observed": True}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def _normal_shape(self, shape: torch.Size) -> torch.Size:
         raise NotImplementedError
 
@@ -155,6 +158,9 @@ class ManifoldReparam(Strategy):
         if isinstance(_plain(fn), dist.TransformedDistribution) and getattr(_plain(fn), "transforms", None):
             return TransformReparam()
         return SphereReparam() if isinstance(manifold, Sphere) else CircleReparam()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 def _plain(fn: Any) -> Any:

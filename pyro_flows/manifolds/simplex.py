@@ -86,7 +86,9 @@ class Calibration(_InChart):
             self.params.bias[0] = math.log(abs(temperature))
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + ", temperature<0" * (self._side < 0) + ", shifted=False" * (not self.shifted)
+        known = not self.context_dim and not self.params.bias.is_meta
+        temperature = f"={self.temperature().item():.4g}" if known else ">0" if self._side > 0 else "<0"
+        return f"{super().extra_repr()}, temperature{temperature}" + ", shifted=False" * (not self.shifted)
 
     def _parts(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """``log|a|``, and the shift in ILR coordinates."""

@@ -68,3 +68,6 @@ class Hypernetwork(nn.Module):
         if self.linear is None or context is None:
             return self.bias
         return self.bias + self.linear(context).unflatten(-1, self.bias.shape)
+
+    def extra_repr(self) -> str:
+        return f"shape={tuple(self.bias.shape)}"
