@@ -235,7 +235,8 @@ class Run:
         if not elbos[1] >= elbos[0]:
             self.guide.load_state_dict(self.affine_state)
             pair = f"ELBO {float(elbos[1]):.3f} against {float(elbos[0]):.3f}"
-            self.notes.append(f"the flow did not improve on its affine layer ({pair}): the layer is kept")
+            kept = "its affine layer" if any(h["stage"] == "affine" for h in self.history) else "what it started with"
+            self.notes.append(f"the flow did not improve on {kept} ({pair}), which is kept")
 
     def _train(self, name: str, flow: Flow | StochasticFlow, particles: int, schedule: Schedule, bar: Progress) -> Trainer:
         base = flow.base()
