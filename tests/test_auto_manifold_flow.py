@@ -30,6 +30,7 @@ from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes
 from pyro_flows.guides.modes import Others, go_round, look_around, widths
 from pyro_flows.infer import Posterior
 from pyro_flows.infer.log_joint import LogJoint
+from pyro_flows.infer.run import Run
 from pyro_flows.infer.warm_start import find_start
 from pyro_flows.manifolds import (
     ManifoldReparam,
@@ -181,6 +182,30 @@ def test_placed_angles_are_normal_with_all_their_correlations(size):
     torch.testing.assert_close(offsets.T.cov(), on_context @ on_context.T + root @ root.T, atol=4e-3, rtol=0)
     regression = torch.linalg.lstsq(context, offsets).solution.T
     torch.testing.assert_close(regression, on_context, atol=0.01, rtol=0)
+
+
+def test_many_angles_turn_with_their_context_alone():
+    """Beyond 300 angles none turns another: how much each turns with the context is all its own."""
+    dim = 301
+    root = 0.01 * torch.eye(dim)
+    root[1, 0] = 0.04
+    on_context = torch.zeros(dim, 1)
+    on_context[0] = 0.05
+    places = AnglePlaces(dim, 1)
+    places.place(torch.zeros(dim), on_context, root)
+    y = places.forward_and_ladj(torch.zeros(2, dim), torch.tensor([[0.0], [1.0]]))[0].detach()
+    torch.testing.assert_close(y[1] - y[0], on_context.squeeze(-1), atol=1e-6, rtol=0)
+
+
+def test_scores_for_few_numbers_and_paths_for_many():
+    def model(size):
+        pyro.sample("a", dist.VonMises(0.0, 1.0))
+        pyro.sample("w", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+
+    for size, objective in ((20, "score"), (21, "path")):
+        vi = pf.FlowVI(functools.partial(model, size), progress=False)
+        guide = AutoManifoldFlow(vi.model).setup()
+        assert Run(vi, guide, LogJoint(vi.model, guide)).objective == objective
 
 
 def test_a_profile_is_drawn_from_its_table():

@@ -668,7 +668,7 @@ def test_supports_allow_for_rounding_as_checks_do(dtype):
     for manifold, points in ((M.Sphere(500), vectors), (M.Simplex(500), shares), (M.Torus(2), turns)):
         for x, inside in ((points.to(dtype), True), (1.001 * points.to(dtype), False)):
             assert manifold.contains(x).all() == inside
-            for support in (manifold.support, copy.deepcopy(manifold.support), constraints.independent(manifold.support, 1)):
+            for support in (manifold.support, copy.deepcopy(manifold.support), *(constraints.independent(manifold.support, k) for k in (0, 1))):
                 assert M.contains(support, x).all() == inside
 
 

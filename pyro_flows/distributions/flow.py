@@ -81,6 +81,8 @@ def _check_places(base: Any, transforms: Sequence[Transform]) -> None:
     except NotImplementedError:  # a distribution that does not say
         return
     for transform in transforms:
+        if not getattr(transform, "parts", True):  # the identity
+            continue
         wanted = _core(transform.domain)
         if isinstance(place, _CURVED) != isinstance(wanted, _CURVED) or (isinstance(wanted, _CURVED) and type(place) is not type(wanted)):
             raise SupportError(

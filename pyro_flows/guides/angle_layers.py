@@ -99,7 +99,7 @@ class AnglePlaces(ManifoldTransform):
             narrow = narrow & (far_mass(profiles, spread) < _NEGLIGIBLE)
             self.profiles.tabulate(torch.where(narrow.unsqueeze(-1), 0.0, profiles))
         both = narrow & narrow.unsqueeze(-1)
-        turns = torch.where(both, scale_tril / own, 0.0).tril(-1)
+        turns = torch.where(both, scale_tril / own, 0.0).tril(-1) * (self.turns is not None)
         self.params.bias.copy_(torch.where(narrow.unsqueeze(-1), self.gather.around(own, _TAIL), 0.0))
         if self.params.linear is not None:  # what the turns do not pass on
             unit = turns + torch.eye(self.dim).to(turns)

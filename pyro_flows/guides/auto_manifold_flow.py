@@ -275,7 +275,7 @@ def _measured(
     variances, axes = torch.linalg.eigh(root @ root.mT)
     along = basis @ axes * loc[index].norm()
     precision = (along * (torch.cholesky_inverse(scale_tril)[index][:, index] @ along)).sum(0)
-    found = widths(log_density, loc, index, pole, basis @ axes, 1 / (precision * variances))
+    found = widths(log_density, loc, index, pole, basis @ axes, (1 / (precision * variances)).clamp(max=1.0))
     return triangle(axes * torch.where(found.isfinite(), found, variances).sqrt())
 
 

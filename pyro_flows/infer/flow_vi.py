@@ -47,7 +47,7 @@ class FlowVI:
         warm_start: whether to look for modes first.
         objective: ``"path"`` (the ELBO by its path gradient), ``"elbo"`` (total gradient), ``"score"`` (the ELBO by its score-function gradient, that
             of the log variance: it sees how much mass each mode has), ``"iwae"`` or ``"forward_kl"``. ``"auto"`` is ``"score"`` for guides with
-            directions or angles, which often have several modes, and ``"path"`` for others.
+            directions or angles, which often have several modes, and up to 20 numbers beside them, and ``"path"`` for others.
         dtype: floating-point type of the whole run; arguments are converted to it.
         progress: whether to show a progress bar.
         callbacks: called with a dict of ``stage, step, elbo, spread, lr`` after every 50 steps.

@@ -22,7 +22,7 @@ __all__ = ["AUTO", "OBJECTIVES", "StepOutput", "FlatFlow", "build_step", "check_
 LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
 AnyFlow = Flow | StochasticFlow
-_CLIP = 10.0  # a particle's gradient is shortened to this many times the median
+_CLIP = 10.0  # a particle's gradient, or its excess, is shortened to this many times the median
 _SMALL = 0.5  # nats, which no median excess is taken to be below: of a good fit, stray draws are what there is to mend
 _LOST_COST = 100.0  # nats: what all of the mass would cost
 _IWAE_GROUP = 8
@@ -208,11 +208,11 @@ def _by_scores(weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., StepO
 
 def _excess(gap: Tensor, sound: Tensor) -> Tensor:
     """By how much each gap is above their mean, the longest shortened: half the slope of their variance, which is that of KL(q | p) too."""
-    count = sound.sum().clamp(min=2)
+    count = sound.sum()
     above = torch.where(sound, gap, torch.zeros_like(gap))
-    above = torch.where(sound, above - above.sum() / count, torch.zeros_like(gap))
+    above = torch.where(sound, above - above.sum() / count.clamp(min=1), torch.zeros_like(gap))
     limit = _CLIP * torch.where(sound, above.abs(), torch.full_like(gap, torch.nan)).nanmedian().nan_to_num(0.0).clamp(min=_SMALL)
-    return above.clamp(-limit, limit) / (count - 1)
+    return above.clamp(-limit, limit) / (count - 1).clamp(min=1)
 
 
 def _importance(gap: Tensor, sound: Tensor) -> Tensor:

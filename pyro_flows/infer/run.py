@@ -41,6 +41,7 @@ _LAST = ("trainer", "stage", "engine", "spent", "random", "cuda")  # in a checkp
 _PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
 _MATCHED = 2e-3  # variance of the log weights below which a flow has nothing to add
 _COMPARE = 4096  # common draws that decide between the affine stage and the flow
+_FEW = 20  # numbers beside directions and angles, with which the noise of scores grows
 _STRAY = 10.0  # nats below the median log weight, at most, that one of them counts: a single stray draw must not decide
 
 
@@ -183,7 +184,7 @@ class Run:
 
     def _cover(self, bar: Progress) -> None:
         """Where the guide starts evenly, bring the flow to all modes that there are by the inclusive divergence."""
-        if any(h.get("scattered") for h in self.history) and self.guide.inner:
+        if any(h.get("scattered") for h in self.history) and self.guide.inner and self.objective == "score":
             schedule = Schedule(max(1, self.options.max_steps // 3), self.options.lr, cycles=1)
             self._train("cover", self.guide.flow, self.options.num_particles, schedule, bar)
 
@@ -198,8 +199,9 @@ class Run:
         """What is optimised, where that is left open."""
         if self.options.objective != AUTO:
             return self.options.objective
-        guide = self.guide
-        return "score" if isinstance(guide, AutoManifoldFlow) and not has_fixed_points(guide.flow.transform) else "path"
+        numbers = sum(s.size for s in self.guide.sites if s.manifold is None)
+        few = isinstance(self.guide, AutoManifoldFlow) and numbers <= _FEW
+        return "score" if few and not has_fixed_points(self.guide.flow.transform) else "path"
 
     @property
     def torn(self) -> bool:

@@ -78,7 +78,7 @@ def contains(support: constraints.Constraint, value: Tensor) -> Tensor:
     """Whether values lie in a support; points of manifolds may be off by rounding, as :meth:`Manifold.contains` allows."""
     if isinstance(support, constraints.independent) and not _is_circle(support):
         inside = contains(support.base_constraint, value)
-        return inside.flatten(inside.dim() - support.reinterpreted_batch_ndims).all(-1)
+        return inside.reshape(*inside.shape[: inside.dim() - support.reinterpreted_batch_ndims], -1).all(-1)
     manifold = points_in(support, value)
     return support.check(value) if manifold is None else manifold.contains(value)
 
