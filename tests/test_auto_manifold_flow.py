@@ -439,7 +439,7 @@ def fit(model, *args, max_steps):
 
 
 def test_a_conjugate_direction_and_its_evidence():
-    posterior = fit(conjugate, SEEN, max_steps=300)
+    posterior = fit(conjugate, SEEN, max_steps=200)
     total = KAPPA * POLE + NOISE * SEEN.sum(0)
     size = total.norm().item()
     evidence = log_constant(KAPPA) + len(SEEN) * log_constant(NOISE) - log_constant(size)
@@ -464,7 +464,7 @@ def test_a_direction_for_each_group_of_a_plate():
                 pyro.sample("seen", VonMisesFisher(x, NOISE), obs=seen)
 
     seen = Sphere(3).project(Sphere(3).random_uniform((3,)).double() + 0.4 * torch.randn(4, 3, 3).double())
-    posterior = fit(grouped, seen, max_steps=250)
+    posterior = fit(grouped, seen, max_steps=150)
     total = KAPPA * POLE + NOISE * seen.sum(0)
     size = total.norm(dim=-1)
     evidence = sum(log_constant(KAPPA) + 4 * log_constant(NOISE) - log_constant(s) for s in size.tolist())
@@ -504,14 +504,14 @@ def test_the_posterior_of_a_mixed_model(fitted, tmp_path):
 
 def test_nuts_agrees(fitted):
     """Means and spreads of NUTS with ManifoldReparam, its own noise allowed for."""
-    mcmc = infer.MCMC(infer.NUTS(pf.manifolds.ManifoldReparam()(mixed)), num_samples=400, warmup_steps=150, disable_progbar=True)
+    mcmc = infer.MCMC(infer.NUTS(pf.manifolds.ManifoldReparam()(mixed)), num_samples=300, warmup_steps=120, disable_progbar=True)
     mcmc.run(Y, COUNTS)
     chains = mcmc.get_samples()
     chains["x"] = Sphere(3).project(chains.pop("x_normal"))
     draws = fitted.get_samples(4000)
     for name, chain in chains.items():
         ess = pyro.ops.stats.effective_sample_size(chain[None], 0, 1)
-        noise = 1 / ess.clamp(max=400).sqrt()
+        noise = 1 / ess.clamp(max=300).sqrt()
         assert ((draws[name].mean(0) - chain.mean(0)).abs() < (0.1 + 3 * noise) * chain.std(0)).all(), name
         assert ((draws[name].std(0) / chain.std(0) - 1).abs() < 0.15 + 3 * noise).all(), name
 
@@ -544,7 +544,7 @@ def by_quadrature(model, y):
 def test_flow_vi_finds_all_modes_of_an_angle_across_the_seam(times):
     y = 1.5 * torch.cos(TIMES - 3.1) + 0.4 * torch.randn(20)
     model = wave(times)
-    posterior = fit(model, y, max_steps=400)
+    posterior = fit(model, y, max_steps=250)
     evidence, angles, weights = by_quadrature(model, y)
     assert type(posterior.guide) is AutoManifoldFlow and posterior.ess > 0.95 and posterior.verdict != "poor"
     assert abs(posterior.log_evidence.mean - evidence) < max(4 * posterior.log_evidence.se, 2e-3)
@@ -587,7 +587,7 @@ def flat_heights(y):
 
 def test_flow_vi_keeps_both_of_two_modes_without_a_curvature():
     y = torch.ones(())
-    posterior = fit(flat_heights, y, max_steps=300)
+    posterior = fit(flat_heights, y, max_steps=250)
     points, weights = Sphere(3).quadrature(400)
     evidence = float((LogJoint(flat_heights, AutoManifoldFlow(flat_heights).setup(y), (y,))(points) + weights.log()).logsumexp(0))
     assert -0.3 < posterior.elbo.mean - evidence < 4 * posterior.elbo.se
@@ -601,7 +601,7 @@ def three_modes():
 
 
 def test_flow_vi_finds_three_modes_of_a_direction_and_their_weights():
-    posterior = fit(three_modes, max_steps=400)
+    posterior = fit(three_modes, max_steps=300)
     evidence = math.log((1 - math.exp(-100)) / 100)  # of three von Mises-Fisher densities, under the uniform one
     assert abs(posterior.log_evidence.mean - evidence) < max(4 * posterior.log_evidence.se, 5e-3)
     assert not any("mode" in r and "cannot be seen" not in r for r in posterior.reasons)
@@ -632,7 +632,7 @@ def test_flow_vi_takes_angles_that_depend_on_each_other():
 
     x = dist.VonMises(3.0, 2.0).sample((15,))
     y = dist.VonMises(2.2 + 0.6 * torch.sin(x - 3.0), 2.0).sample()
-    posterior = fit(model, x, y, max_steps=400)
+    posterior = fit(model, x, y, max_steps=250)
     assert posterior.ess > 0.8 and posterior.verdict != "poor"
     assert posterior.log_evidence.mean - posterior.elbo.mean < 0.15
 
