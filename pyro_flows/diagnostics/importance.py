@@ -76,7 +76,7 @@ class Evaluation:
         if self.verdict == "poor" or self.ess >= TAIL_ESS:
             return self
         reason = f"The training ended early, and the ESS is {self.ess:.1%}: the guide may not have reached all of the posterior. Train longer."
-        return replace(self, verdict="poor", reasons=(reason, *(self.reasons if self.verdict == "usable" else ())))
+        return self.doubted(reason)
 
     def doubted(self, *reasons: str) -> Evaluation:
         """The same, but poor for reasons that the guide's own draws cannot show; unchanged without any."""

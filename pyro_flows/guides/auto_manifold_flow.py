@@ -189,7 +189,7 @@ class AutoManifoldFlow(AutoFlow):
         Returns:
             Whether there are directions that start evenly, since they are wide or have modes elsewhere than at a place and its antipode.
         """
-        scattered = False
+        scattered, precision = False, torch.cholesky_inverse(scale_tril)
         numbers: Tensor | None = None  # the rows of those before
         for block, layers in self._parts:
             index = block.index.to(loc.device)
@@ -202,7 +202,7 @@ class AutoManifoldFlow(AutoFlow):
             elif isinstance(block.manifold, Torus):
                 seen = 0 if numbers is None else len(numbers)
                 joint = triangle(rows if numbers is None else torch.cat([numbers, rows]))
-                profiles = None if log_density is None else go_round(log_density, loc, index) * _flatter(scale_tril, index)
+                profiles = None if log_density is None else go_round(log_density, loc, index) * _flatter(scale_tril, precision, index)
                 layers[-1].place(centre, joint[seen:, :seen], joint[seen:, seen:], profiles)  # type: ignore[operator]
             else:
                 n = block.manifold.size
@@ -213,7 +213,7 @@ class AutoManifoldFlow(AutoFlow):
                 root = triangle(basis.mT @ rows / length.unsqueeze(-1))
                 others = None
                 if log_density is not None:
-                    root = torch.stack([_measured(log_density, loc, scale_tril, *at) for at in zip(index, poles, basis, root, strict=True)])
+                    root = torch.stack([_measured(log_density, loc, precision, *at) for at in zip(index, poles, basis, root, strict=True)])
                     others = look_around(log_density, loc, index.flatten(), poles, root.norm(dim=(-1, -2)) / math.sqrt(n - 1))
                 scattered |= bool(layers[-1].place(poles, root, others).any())  # type: ignore[operator]
         return scattered
@@ -262,20 +262,19 @@ class _AsVectors(Messenger):
 _OPTIONS = {"flow": ("auto", None), "affine": ("auto",), "base": (None,)}  # of the Euclidean part, and what a model without one may say of it
 
 
-def _flatter(scale_tril: Tensor, index: Tensor) -> Tensor:
+def _flatter(scale_tril: Tensor, precision: Tensor, index: Tensor) -> Tensor:
     """The power that makes a density of a coordinate given all others as wide as its marginal one, ``(k, 1)``."""
-    precision = torch.cholesky_inverse(scale_tril).diagonal()[index]
-    return 1 / (precision * scale_tril[index].square().sum(-1)).unsqueeze(-1)
+    return 1 / (precision.diagonal()[index] * scale_tril[index].square().sum(-1)).unsqueeze(-1)
 
 
 def _measured(
-    log_density: Callable[[Tensor], Tensor], loc: Tensor, scale_tril: Tensor, index: Tensor, pole: Tensor, basis: Tensor, root: Tensor
+    log_density: Callable[[Tensor], Tensor], loc: Tensor, precision: Tensor, index: Tensor, pole: Tensor, basis: Tensor, root: Tensor
 ) -> Tensor:
     """The Cholesky factor of a direction's covariance with variances as they are found along its axes, where ``root`` has those of a curvature."""
     variances, axes = torch.linalg.eigh(root @ root.mT)
     along = basis @ axes * loc[index].norm()
-    precision = (along * (torch.cholesky_inverse(scale_tril)[index][:, index] @ along)).sum(0)
-    found = widths(log_density, loc, index, pole, basis @ axes, (1 / (precision * variances)).clamp(max=1.0))
+    stiffness = (along * (precision[index][:, index] @ along)).sum(0)
+    found = widths(log_density, loc, index, pole, basis @ axes, (1 / (stiffness * variances)).clamp(max=1.0))
     return triangle(axes * torch.where(found.isfinite(), found, variances).sqrt())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..manifolds import Sphere, Torus
 from .angle_profiles import BINS, STEP
 
-__all__ = ["Others", "far_mass", "go_round", "look_around", "widths"]
+__all__ = ["Others", "far_mass", "go_round", "look_around", "moved", "widths"]
 
 _FINE = 4  # points that are looked at in each bin of a profile
 _LOOKS, _DROP = 1024, 4.0  # directions; up to so many nats below the top is another mode
@@ -20,7 +20,7 @@ _REACH = 5.0  # standard deviations, beyond which it is one
 _NEAREST, _STEPS = 1e-6, 96  # radians, and points on each side of a pole, each farther by the same factor
 
 
-def _moved(loc: Tensor, own: Tensor, values: Tensor) -> Tensor:
+def moved(loc: Tensor, own: Tensor, values: Tensor) -> Tensor:
     """Copies of a point with some coordinates replaced: ``(d,), (k,), (N, k) -> (N, d)``."""
     points = loc.repeat(len(values), 1)
     points[:, own] = values
@@ -56,7 +56,7 @@ def go_round(log_density: Callable[[Tensor], Tensor], loc: Tensor, index: Tensor
     fine = BINS * _FINE
     offsets = (torch.arange(fine, dtype=loc.dtype, device=loc.device) + 0.5) * (2 * math.pi / fine) - 0.5 * STEP - math.pi
     circle = Torus(1)
-    values = torch.stack([log_density(_moved(loc, i, circle.project(loc[i] + offsets.unsqueeze(-1)))) for i in index.split(1)])
+    values = torch.stack([log_density(moved(loc, i, circle.project(loc[i] + offsets.unsqueeze(-1)))) for i in index.split(1)])
     profiles = _finite(values).view(len(index), BINS, _FINE).logsumexp(-1) - math.log(_FINE)
     return torch.where(profiles.isfinite().any(-1, keepdim=True), profiles, 0.0)
 
@@ -91,7 +91,7 @@ def look_around(log_density: Callable[[Tensor], Tensor], loc: Tensor, index: Ten
     n, found = poles.shape[-1], []
     for pole, own, width in zip(poles, index.unflatten(0, (-1, n)), spread, strict=True):
         directions = torch.cat([pole[None], -pole[None], Sphere(n).random_uniform((_LOOKS,)).to(pole)])
-        values = _finite(log_density(_moved(loc, own, directions)))
+        values = _finite(log_density(moved(loc, own, directions)))
         high = values > _top(values) - _DROP
         near = _REACH * width.clamp(min=0.02)
         angle = (directions @ pole).clamp(-1, 1).acos()
@@ -119,6 +119,6 @@ def widths(log_density: Callable[[Tensor], Tensor], loc: Tensor, index: Tensor, 
     side = torch.logspace(math.log10(_NEAREST), math.log10(math.pi / 2), _STEPS, dtype=loc.dtype, device=loc.device)
     angle = torch.cat([-side.flip(0), side])
     points = angle.cos().unsqueeze(-1) * pole + angle.sin().unsqueeze(-1) * axes.mT.unsqueeze(1)
-    values = torch.stack([_finite(log_density(_moved(loc, index, one))) for one in points])
+    values = torch.stack([_finite(log_density(moved(loc, index, one))) for one in points])
     weights = (values * flatter.unsqueeze(-1) + angle.abs().log()).softmax(-1)  # by its logarithm, an angle's steps are alike
     return (weights * angle**2).sum(-1)

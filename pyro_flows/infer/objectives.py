@@ -126,12 +126,17 @@ def gaps_and_slopes(log_joint: LogDensity, x: Tensor, log_q: Tensor, power: floa
     return torch.where(sound, gaps, torch.zeros_like(gaps)), torch.where(sound.unsqueeze(-1), slopes, torch.zeros_like(slopes)), sound
 
 
+def _median(sizes: Tensor, sound: Tensor) -> Tensor:
+    """The median of those of sound particles, 0 without any."""
+    return torch.where(sound, sizes, torch.full_like(sizes, torch.nan)).nanmedian().nan_to_num(0.0)
+
+
 def _clean(gap: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Per-particle gradients with the non-finite ones zeroed and the longest shortened; and which particles are sound."""
     sound = torch.isfinite(rows).all(-1) & torch.isfinite(gap)
     rows = torch.where(sound.unsqueeze(-1), rows, torch.zeros_like(rows))
     norms = rows.norm(dim=-1)
-    limit = _CLIP * torch.where(sound, norms, torch.full_like(norms, torch.nan)).nanmedian().nan_to_num(0.0)
+    limit = _CLIP * _median(norms, sound)
     return rows * (limit / norms.clamp(min=torch.finfo(rows.dtype).tiny)).clamp(max=1.0).unsqueeze(-1), sound
 
 
@@ -211,7 +216,7 @@ def _excess(gap: Tensor, sound: Tensor) -> Tensor:
     count = sound.sum()
     above = torch.where(sound, gap, torch.zeros_like(gap))
     above = torch.where(sound, above - above.sum() / count.clamp(min=1), torch.zeros_like(gap))
-    limit = _CLIP * torch.where(sound, above.abs(), torch.full_like(gap, torch.nan)).nanmedian().nan_to_num(0.0).clamp(min=_SMALL)
+    limit = _CLIP * _median(above.abs(), sound).clamp(min=_SMALL)
     return above.clamp(-limit, limit) / (count - 1).clamp(min=1)
 
 

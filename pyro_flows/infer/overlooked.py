@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..guides import AutoFlow
+from ..guides.modes import moved
 from ..guides.sites import LatentSite
 from ..manifolds import Sphere, Torus
 from .log_joint import LogJoint
@@ -150,6 +151,4 @@ def _moved_round(z: Tensor, index: Tensor, count: int) -> Tensor:
         values = Torus(1).project(own + torch.arange(count).to(own).unsqueeze(-1) * (2 * math.pi / count))
     else:
         values = torch.cat([own[None], -own[None], Sphere(len(index)).random_uniform((count - 2,)).to(own)])
-    points = z.repeat(count, 1)
-    points[:, index] = values
-    return points
+    return moved(z, index, values)
