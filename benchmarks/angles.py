@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is n
 
 import pyro_flows as pf
 from benchmarks.report import table
-from pyro_flows.infer.log_joint import LogJoint
 from pyro_flows.manifolds import Sphere, UniformSphere
+from pyro_flows.model.log_joint import LogJoint
 
 DRAWS = 10_000
 TIMES = torch.linspace(0, 4, 20, dtype=torch.float64)

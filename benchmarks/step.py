@@ -23,12 +23,13 @@ from pyro.optim import Adam
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
 
+from pyro_flows.infer import LogJoint
+
 import pyro_flows as pf
 from benchmarks.baselines import float64
 from benchmarks.models import Task, load
-from pyro_flows.infer import LogJoint
-from pyro_flows.infer.engine import prepare
-from pyro_flows.infer.objectives import FlatFlow, build_step
+from pyro_flows.training.engine import prepare
+from pyro_flows.vi.objectives import FlatFlow, build_step
 
 PARTICLES = 128
 FLOWS = {"full-rank affine": None, "default flow": "auto"}

@@ -32,7 +32,7 @@ autodoc_typehints_description_target = "documented"
 
 
 def _home(name: str) -> str:
-    """Where a name of the public face is documented: its layer, such as pyro_flows.infer for pyro_flows.FlowVI."""
+    """Where a name of the public face is documented: its layer, such as pyro_flows.vi for pyro_flows.FlowVI."""
     value = getattr(pyro_flows, name)
     if inspect.ismodule(value):
         return value.__name__

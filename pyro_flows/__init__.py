@@ -1,9 +1,28 @@
 """pyro_flows: normalizing flows for Pyro. Fit a model, get a posterior, and know when to distrust it."""
 
-from . import diagnostics, distributions, errors, flows, guides, infer, manifolds, nets, numerics, stochastic, transforms, univariate
+from . import (
+    density,
+    diagnostics,
+    distributions,
+    errors,
+    flows,
+    guides,
+    manifolds,
+    model,
+    nets,
+    numerics,
+    posterior,
+    stochastic,
+    training,
+    transforms,
+    univariate,
+    vi,
+)
+from .density import distill, fit_density
 from .distributions import Flow, FlowDistribution
 from .guides import AutoFlow, AutoManifoldFlow, AutoStochasticFlow
-from .infer import FlowVI, Posterior, distill, fit, fit_density
+from .posterior import Posterior
+from .vi import FlowVI, fit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,16 +36,20 @@ __all__ = [
     "distill",
     "fit",
     "fit_density",
+    "density",
     "diagnostics",
     "distributions",
     "errors",
     "flows",
     "guides",
-    "infer",
     "manifolds",
+    "model",
     "nets",
     "numerics",
+    "posterior",
     "stochastic",
+    "training",
     "transforms",
     "univariate",
+    "vi",
 ]

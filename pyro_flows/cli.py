@@ -122,7 +122,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _run(model: Callable[..., Any], data: dict[str, Any], options: argparse.Namespace, **settings: Any) -> Any:
     from .errors import ConvergenceWarning
-    from .infer.flow_vi import FlowVI
+    from .vi.flow_vi import FlowVI
 
     if options.max_steps is not None:
         settings["max_steps"] = options.max_steps

@@ -18,6 +18,7 @@ from pyro.distributions import constraints
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
 from pyro.optim import Adam
+from pyro_flows.infer import Posterior
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_flows as pf
@@ -28,10 +29,6 @@ from pyro_flows.guides.angle_layers import AnglePlaces, angle_shapes
 from pyro_flows.guides.angle_profiles import AngleProfiles
 from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes
 from pyro_flows.guides.modes import Others, go_round, look_around, widths
-from pyro_flows.infer import Posterior
-from pyro_flows.infer.log_joint import LogJoint
-from pyro_flows.infer.run import Run
-from pyro_flows.infer.warm_start import find_start
 from pyro_flows.manifolds import (
     ManifoldReparam,
     Product,
@@ -44,7 +41,10 @@ from pyro_flows.manifolds import (
     log_volume_ratio,
     manifold_of,
 )
+from pyro_flows.model.log_joint import LogJoint
 from pyro_flows.transforms import Affine
+from pyro_flows.vi.run import Run
+from pyro_flows.vi.warm_start import find_start
 
 Y = torch.tensor([[0.9, 0.1, 0.4], [0.5, -0.2, 1.0], [0.6, 0.4, 0.7], [1.1, 0.0, 0.8], [0.4, 0.1, 0.9]], dtype=torch.float64)
 COUNTS = torch.tensor([0, 1, 1, 2, 1, 0, 1])

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pyro_flows import cli
-from pyro_flows.infer.export import arviz
-from pyro_flows.infer.posterior import Posterior
+from pyro_flows.posterior.export import arviz
+from pyro_flows.posterior.posterior import Posterior
 
 MODEL = """
 import helper
@@ -90,7 +90,7 @@ def test_a_poor_fit_has_a_code_of_its_own(files, capsys, monkeypatch):
 
             return Posterior.from_guide(AutoFlow(self.model, flow=None).setup(**data), **data)
 
-    monkeypatch.setattr("pyro_flows.infer.flow_vi.FlowVI", Untrained)
+    monkeypatch.setattr("pyro_flows.vi.flow_vi.FlowVI", Untrained)
     assert run("fit", "schools.py:model", "--data", "data.json", "--out", "posterior.nc") == 3
     assert "Do not use these draws" in capsys.readouterr().out and (files / "posterior.nc").exists()
 
@@ -106,7 +106,7 @@ def test_options_reach_the_fit(files, monkeypatch):
             seen["data"] = data
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_flows.infer.flow_vi.FlowVI", Recorder)
+    monkeypatch.setattr("pyro_flows.vi.flow_vi.FlowVI", Recorder)
     argv = ("fit", "schools.py:model", "--data", "data.json", "--flow", "nsf", "--seed", "3", "--max-steps", "7", "--quiet")
     assert run(*argv, "--as-float", "scale", "--checkpoint", "run.pt") == 130
     data = seen.pop("data")

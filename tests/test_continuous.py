@@ -14,11 +14,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import pyro_flows as pf
 from pyro_flows.diagnostics import check_ode
 from pyro_flows.errors import CaptureError, IntegrationError, OptionError, ShapeError
-from pyro_flows.infer.scores import push_score
 from pyro_flows.nets import AutoregressiveVelocity, PotentialNet, VelocityMLP
 from pyro_flows.numerics import Solver, draw_probe, estimated_divergence, exact_divergence, integrate, reverse_products
 from pyro_flows.numerics.ode import ADAPTIVE_SOLVERS, FIXED_SOLVERS
 from pyro_flows.transforms import ContinuousFlow
+from pyro_flows.vi.scores import push_score
 
 DOUBLE = torch.float64
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}

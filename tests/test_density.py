@@ -20,9 +20,9 @@ from torch import nn
 import pyro_flows as pf
 from pyro_flows.distributions import BoxUniform, GaussianMixture, Resampled, StudentT
 from pyro_flows.errors import CheckpointError, ConvergenceWarning, DataError, DtypeError, OptionError, ShapeError, SupportError, TrainingError
-from pyro_flows.infer.descent import Descent, Plan
-from pyro_flows.infer.processes import Processes
 from pyro_flows.manifolds import RiemannianContinuousFlow, Sphere, Torus, Uniform
+from pyro_flows.training.descent import Descent, Plan
+from pyro_flows.training.processes import Processes
 from pyro_flows.transforms import Affine, Compose, TriangularLinear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package

@@ -10,15 +10,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import init_to_value
+from pyro_flows.infer import engine as engine_module
 from zoo import ZOO, perturbed
 
 import pyro_flows as pf
 from pyro_flows.errors import CaptureError, OptionError
-from pyro_flows.infer import engine as engine_module
-from pyro_flows.infer.engine import prepare
-from pyro_flows.infer.log_joint import LogJoint
-from pyro_flows.infer.objectives import OBJECTIVES, FlatFlow, build_step
-from pyro_flows.infer.scores import push_score
+from pyro_flows.model.log_joint import LogJoint
+from pyro_flows.training.engine import prepare
+from pyro_flows.vi.objectives import OBJECTIVES, FlatFlow, build_step
+from pyro_flows.vi.scores import push_score
 
 Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
 SIGMA = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)

@@ -13,12 +13,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import pyro_flows as pf
+from pyro_flows.density.flow_matching import FlowMatching
+from pyro_flows.density.regularized import Regularized
+from pyro_flows.density.rows import Rows
 from pyro_flows.diagnostics import check_ode
 from pyro_flows.distributions import AugmentedFlow, Gaussian
 from pyro_flows.errors import CaptureError, IntractableError, OptionError, ShapeError
-from pyro_flows.infer.flow_matching import FlowMatching
-from pyro_flows.infer.regularized import Regularized
-from pyro_flows.infer.rows import Rows
 from pyro_flows.nets import VelocityMLP
 from pyro_flows.numerics import Solver
 from pyro_flows.numerics.assignment import near_optimal_assignment

@@ -16,13 +16,14 @@ from torch.distributions import constraints
 
 import pyro_flows as pf
 from pyro_flows.errors import CheckpointError, ConvergenceWarning, DtypeError, ModelError, OptionError, ShapeError, SupportError
-from pyro_flows.infer.checkpoint import Checkpoint, random_state
-from pyro_flows.infer.inputs import alike, fingerprint
-from pyro_flows.infer.log_joint import LogJoint
-from pyro_flows.infer.overlooked import missed_modes
-from pyro_flows.infer.trainer import Schedule, Trainer
-from pyro_flows.infer.warm_start import laplace
 from pyro_flows.manifolds import UniformTorus, VonMisesFisher
+from pyro_flows.model.log_joint import LogJoint
+from pyro_flows.numerics.fingerprint import alike, fingerprint
+from pyro_flows.numerics.random import random_state
+from pyro_flows.posterior.overlooked import missed_modes
+from pyro_flows.training.checkpoint import Checkpoint
+from pyro_flows.training.trainer import Schedule, Trainer
+from pyro_flows.vi.warm_start import laplace
 
 Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
 SIGMA = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
@@ -263,7 +264,7 @@ def test_a_flow_that_has_not_begun_begins_after_a_resume(tmp_path, monkeypatch):
 
     options = {**QUICK, "flow": small_flow, "warm_start": False, "num_eval": 500, "checkpoint": tmp_path / "run.pt"}
     with monkeypatch.context() as patch:
-        patch.setattr("pyro_flows.infer.run.Run._flow", stop)
+        patch.setattr("pyro_flows.vi.run.Run._flow", stop)
         half = quietly(pf.FlowVI(eight_schools, **(options | {"max_steps": 5})), Y, SIGMA)
     whole = quietly(pf.FlowVI(eight_schools, **(options | {"max_steps": 50})), Y, SIGMA)
     added = whole.history[len(half.history) :]

@@ -15,8 +15,8 @@ PACKAGES = [path for path in FILES if path.name == "__init__.py"]
 
 # Imports run upward only: a layer may import those before it and itself. `errors` is at the very bottom.
 LAYERS = (
-    *("errors", "numerics", "univariate", "nets", "transforms", "distributions", "stochastic", "manifolds"),
-    *("flows", "diagnostics", "guides", "infer", "cli"),
+    *("errors", "numerics", "univariate", "nets", "transforms", "manifolds", "distributions", "stochastic", "diagnostics"),
+    *("flows", "model", "training", "density", "guides", "posterior", "vi", "cli"),
 )
 WITHOUT_PYRO = ("numerics", "univariate")
 MAX_LINES = 320
@@ -91,7 +91,7 @@ def test_imports_run_upward():
         ("pyro_flows.nets.mlp", "from ..guides import AutoFlow", "nets is below guides"),
         ("pyro_flows.nets.mlp", "from .. import guides", "nets is below guides"),
         ("pyro_flows.nets.mlp", "def f():\n    import pyro_flows.flows as flows", "nets is below flows"),
-        ("pyro_flows.flows", "from .infer.fit import fit", "flows is below infer"),
+        ("pyro_flows.flows", "from .vi.fit import fit", "flows is below vi"),
         ("pyro_flows.nets.mlp", "from pyro_flows import Flow", "from the public face"),
         ("pyro_flows", "from .cli import main", "nothing imports cli"),
         ("pyro_flows.numerics.roots", "import pyro.ops", "knows nothing of Pyro"),

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_flows import AutoFlow
 from pyro_flows.errors import ModelError, OptionError, ShapeError
-from pyro_flows.infer.log_joint import LogJoint
+from pyro_flows.model.log_joint import LogJoint
 
 Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
 SIGMA = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)

@@ -18,9 +18,9 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro_flows import AutoFlow, flows
 from pyro_flows.diagnostics import khat_limit
 from pyro_flows.errors import CheckpointError, ImportanceError, ModelError, OptionError, ShapeError
-from pyro_flows.infer.export import arviz
-from pyro_flows.infer.log_joint import LogJoint
-from pyro_flows.infer.posterior import Posterior
+from pyro_flows.model.log_joint import LogJoint
+from pyro_flows.posterior.export import arviz
+from pyro_flows.posterior.posterior import Posterior
 
 N = dist.Normal
 Y = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -556,7 +556,7 @@ def test_guide_models_are_unwrapped(exact):
 
 def test_heavy_libraries_are_not_imported_with_the_package():
     heavy = "('arviz', 'matplotlib', 'pandas', 'xarray')"
-    code = f"import sys, pyro_flows, pyro_flows.infer.posterior, pyro_flows.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, pyro_flows, pyro_flows.posterior.posterior, pyro_flows.cli; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

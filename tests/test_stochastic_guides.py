@@ -12,8 +12,8 @@ from pyro.optim import Adam
 
 import pyro_flows as pf
 from pyro_flows.errors import IntractableError, OptionError, ShapeError
-from pyro_flows.infer.stochastic_objectives import build_stochastic_step
 from pyro_flows.stochastic import LWTACoupling, StochasticFlow, upper_bound
+from pyro_flows.vi.stochastic_objectives import build_stochastic_step
 
 SMALL = {"hidden_features": (8,)}
 MODES = torch.tensor([[-1.5, 0.0], [1.5, 0.5]])

@@ -13,6 +13,7 @@ from torch.distributions import Transform
 
 from ..distributions import Flow
 from ..errors import DtypeError, OptionError, PyroFlowsError, ShapeError, SupportError
+from ..numerics.random import seeded
 from ..transforms import Conditioned, FlowTransform
 from .conditioning import Check, lipschitz, local, measure
 from .copies import Copy, Stock
@@ -130,9 +131,7 @@ def check_invertibility(transform: Flow | Stock, x: Tensor, context: Tensor | No
     stock, context = _unwrapped(transform, context)
     precise, rough = Copy(stock, torch.float64), Copy(stock, torch.float32)
     x, context = _points(stock, precise, x, context)
-    devices = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(_SEED)
+    with seeded(_SEED), torch.no_grad():
         return _examine(type(stock).__name__, precise, rough, x, context)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..distributions import Flow
 from ..errors import OptionError, ShapeError
 from ..numerics import draw_probe
+from ..numerics.random import seeded
 from ..transforms import ContinuousFlow
 from ..transforms.compose import layers_of
 from ..transforms.continuous import continuous_in
@@ -103,7 +104,7 @@ def check_ode(flow: Flow, x: Tensor, context: Tensor | None = None) -> OdeCheck:
         s = layer.solver
         layer.solver = replace(s, rtol=s.rtol / _TIGHTER, atol=s.atol / _TIGHTER, steps=s.steps * _MORE_STEPS.get(s.method, 1))
     wide = None if context is None else context.double()
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with seeded():
         probes = [draw_probe(m.noise, x) if m.trace == "hutchinson" else None for m in layers]
     z, log_prob, evaluations = _score(flow, x, context, probes)
     fine_z, fine_log_prob, fine_evaluations = _score(fine, x.double(), wide, probes)

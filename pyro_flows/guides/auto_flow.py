@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..distributions import Flow, FlowDistribution, Gaussian
 from ..errors import OptionError, ParamStoreError
+from ..model.sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj, warn_of_angles
 from ..transforms import Compose, ContractiveResidual, FlowTransform, Standardize
 from .affine_layer import affine_layer
 from .default_flow import default_flow
 from .inner_flow import BASES, FlowSpec, check_spec, inner_flow
 from .pushforward import AsPushforward
-from .sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj, warn_of_angles
 
 __all__ = ["AutoFlow"]
 
@@ -35,7 +35,7 @@ class AutoFlow(AutoContinuous):
 
     The flow starts at the identity and the affine layer at a small Gaussian around the initial point, so an untrained guide is a mean-field one.
     It is an ``AutoContinuous``: use it with stock ``SVI``, any ELBO, ``Predictive``, ``AutoGuideList`` or ``NeuTraReparam``; or train it with
-    :class:`~pyro_flows.infer.FlowVI`, which is faster and checks the result.
+    :class:`~pyro_flows.vi.FlowVI`, which is faster and checks the result.
 
     Args:
         model: a Pyro model.

@@ -17,14 +17,15 @@ from torch.distributions import constraints
 from ..distributions import Flow
 from ..errors import OptionError
 from ..manifolds import Sphere, Torus, manifold_of
+from ..model.sites import LatentSite, read_sites, unwrapped
 from ..numerics import triangle
+from ..numerics.random import seeded
 from ..transforms import Compose, FlowTransform, Standardize
 from .angle_layers import AnglePlaces, angle_shapes
 from .auto_flow import AutoFlow
 from .direction_layers import DirectionPlaces, DirectionShapes
 from .joint import Block, JointBase, JointTransform
 from .modes import go_round, look_around, widths
-from .sites import LatentSite, read_sites, unwrapped
 
 __all__ = ["AutoManifoldFlow", "auto_guide"]
 
@@ -52,7 +53,7 @@ class AutoManifoldFlow(AutoFlow):
         init_loc_fn, init_scale: see :class:`AutoFlow`.
 
     It works where :class:`AutoFlow` does, in stock ``SVI`` with every ELBO, ``Predictive``, ``AutoGuideList`` and
-    :class:`~pyro_flows.infer.FlowVI`, but not in ``NeuTraReparam``: the base of a direction has no bijection from the reals. Cost of a draw: one pass
+    :class:`~pyro_flows.vi.FlowVI`, but not in ``NeuTraReparam``: the base of a direction has no bijection from the reals. Cost of a draw: one pass
     of the flows.
 
     In stock ``SVI`` the nets take smaller steps than the rest, clipped, as for :class:`AutoFlow`; here they have three names, and 64 particles and
@@ -301,7 +302,7 @@ def auto_guide(model: Callable[..., Any], args: Sequence[Any] = (), kwargs: dict
         options: those of the guide.
     """
     guide = AutoFlow(model, **options)
-    with torch.random.fork_rng(devices=[]):
+    with seeded():
         trace = guide.first_trace(*args, **kwargs or {})
     if any(manifold_of(node["fn"], name) is not None for name, node in trace.iter_stochastic_nodes()):
         return AutoManifoldFlow(model, **options)

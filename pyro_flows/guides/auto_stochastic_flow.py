@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .. import flows
 from ..errors import IntractableError, OptionError, ShapeError
+from ..model.sites import LatentSite, init_to_typical
 from ..stochastic import StochasticFlow
 from ..transforms import FlowTransform, Standardize
 from .auto_flow import AutoFlow
-from .sites import LatentSite, init_to_typical
 
 __all__ = ["AutoStochasticFlow"]
 
@@ -44,7 +44,7 @@ class AutoStochasticFlow(AutoFlow):
     **Discrete indices** (``"lwta"``, ``"ar_lwta"``): the path is one site, summed out by ``TraceEnum_ELBO``, and :math:`r` is the exact posterior,
     so that the first inequality is an equality. Other ELBOs would leave the choice of the path to the score function, and are refused in training.
     **Continuous indices** (``"cif"``): any ELBO, such as ``Trace_ELBO``; :math:`r` is learned.
-    :class:`~pyro_flows.infer.FlowVI` trains both, discrete ones by a sum over paths whose gradient has no noise where guide and posterior agree.
+    :class:`~pyro_flows.vi.FlowVI` trains both, discrete ones by a sum over paths whose gradient has no noise where guide and posterior agree.
 
     Args:
         model: a Pyro model.

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .. import flows
 from ..distributions import Flow
+from ..model.sites import LatentSite
 from ..transforms import Compose, Coupling, Elementwise
 from ..univariate import Affine, SinhArcsinh
-from .sites import LatentSite
 
 __all__ = ["default_flow"]
 

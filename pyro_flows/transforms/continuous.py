@@ -14,6 +14,7 @@ from ..nets import VelocityMLP
 from ..nets.velocity import Time
 from ..numerics import Divergence, Solver, draw_probe, estimated_divergence, exact_divergence, integrate, reverse_products
 from ..numerics.introspection import tensors_of
+from ..numerics.random import seeded
 from ..numerics.trace import NOISES
 from .base import FlowTransform, Inverse
 
@@ -123,7 +124,7 @@ class ContinuousFlow(FlowTransform):
         x, context = like.new_zeros(2, self.dim), like.new_zeros(2, self.context_dim) if self.context_dim else None
         call = "net(t, x, context)" if self.context_dim else "net(t, x)"
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), seeded():
                 out = self.velocity(0.5, x, context)
         except Exception as error:
             text = " ".join(str(error).split())[:200]
@@ -174,7 +175,7 @@ class ContinuousFlow(FlowTransform):
         r"""The inverse map with the two penalties of RNODE, in one solve: kinetic energy, and the Jacobian's squared Frobenius norm.
 
         With Hutchinson's trace the norm is estimated by :math:`\|Jv\|^2`, with the noise of the trace. Straight paths at even speed, which have the
-        least kinetic energy, take fewer steps to integrate; :func:`~pyro_flows.infer.fit_density` has weights for both.
+        least kinetic energy, take fewer steps to integrate; :func:`~pyro_flows.density.fit_density` has weights for both.
 
         Reference: How to train your neural ODE: the world of Jacobian and kinetic regularization (Finlay et al., 2020),
         https://arxiv.org/abs/2002.02798

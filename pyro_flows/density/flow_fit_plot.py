@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE
-from .context import seeded
+from ..numerics.random import seeded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

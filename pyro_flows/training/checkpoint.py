@@ -10,23 +10,12 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from .inputs import alike
+from ..numerics.fingerprint import alike
+from ..numerics.random import random_state, restore_random_state
 
-__all__ = ["Checkpoint", "random_state", "remedy_of_interrupt", "restore_random_state"]
+__all__ = ["Checkpoint", "remedy_of_interrupt"]
 
 _SUMMATION = 1e-12  # relative error of a sum in float64
-
-
-def random_state() -> dict[str, Any]:
-    """torch's global random numbers: the CPU's, and each GPU's where there are any."""
-    return {"random": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Continue from a :func:`random_state`, also one of a machine with more or fewer GPUs."""
-    torch.set_rng_state(state["random"])
-    for device, own in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(own, device)
 
 
 class Checkpoint:

@@ -17,7 +17,7 @@ __all__ = ["FlowFit"]
 
 @dataclass(repr=False)
 class FlowFit:
-    """The result of :func:`~pyro_flows.infer.fit_density` or :func:`~pyro_flows.infer.distill`.
+    """The result of :func:`~pyro_flows.density.fit_density` or :func:`~pyro_flows.density.distill`.
 
     Attributes:
         flow: the flow in its best state, in evaluation mode (the same object that was passed).

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution, Unit
+from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -16,21 +16,16 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..errors import ModelError, OptionError, ShapeError
-from .context import running, seeded
+from ..numerics.random import seeded
+from .context import running
 from .enumeration import EnumeratedDensity, TraceableEnum
 from .failures import in_a_line
+from .sites import is_deterministic
 from .without_masks import WithoutMasks
 
 __all__ = ["LogJoint", "without_init"]
 
 Tensors = dict[str, Tensor]
-
-
-def is_deterministic(site: Mapping[str, Any]) -> bool:
-    """Whether a traced site only records a value: ``pyro.deterministic``, or the ghost of a reparameterised site."""
-    fn = site["fn"]
-    masked_delta = isinstance(fn, MaskedDistribution) and fn._mask is False and isinstance(fn.base_dist, Delta)
-    return bool(site["infer"].get("_deterministic")) or (site["is_observed"] and masked_delta)
 
 
 class LogJoint:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..guides import AutoFlow
 from ..guides.modes import moved
-from ..guides.sites import LatentSite
 from ..manifolds import Sphere, Torus
-from .log_joint import LogJoint
+from ..model.log_joint import LogJoint
+from ..model.sites import LatentSite
 
 __all__ = ["all_round", "doubts", "missed_modes"]
 

@@ -1,4 +1,4 @@
-"""What a model runs in: default dtype, checks, random numbers; all put back at the end."""
+"""What a model runs in: default dtype and checks; both put back at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch.distributions import Distribution
 
-__all__ = ["running", "seeded"]
+__all__ = ["running"]
 
 
 @contextmanager
@@ -26,11 +26,3 @@ def running(dtype: torch.dtype, validate: bool = False) -> Iterator[None]:
     finally:
         torch.set_default_dtype(default)
         Distribution.set_default_validate_args(checks)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers from a seed, and the user's stream of them left where it was."""
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        torch.manual_seed(seed)
-        yield

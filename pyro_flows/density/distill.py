@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..distributions import Flow
 from ..errors import OptionError, ShapeError
-from .context import seeded
-from .descent import Plan
+from ..numerics.random import seeded
+from ..training.descent import Plan
+from ..training.processes import Processes
 from .flow_fit import FlowFit
 from .flow_training import Training
-from .processes import Processes
 from .rows import Batches, read_matrix
 
 __all__ = ["distill"]
@@ -49,7 +49,7 @@ def distill(
         student: the flow :math:`q`, of the same ``dim``, dtype and ``context_dim``; its base must have ``rsample``.
         context: contexts to distill at, shape ``(N, context_dim)``, for conditional flows.
         batch_size: draws a step, over all processes.
-        max_steps, lr, weight_decay, patience, seed, progress, callbacks, checkpoint: see :func:`~pyro_flows.infer.fit_density`; the validation
+        max_steps, lr, weight_decay, patience, seed, progress, callbacks, checkpoint: see :func:`~pyro_flows.density.fit_density`; the validation
             loss is the divergence over 4096 draws whose noise stays the same.
 
     Cost: ``max_steps`` gradients of ``batch_size`` draws, scored by both.

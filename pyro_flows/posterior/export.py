@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..diagnostics import khat_limit
 from ..errors import OptionError
-from ..guides import unwrapped
 from ..manifolds import Torus
+from ..model import unwrapped
+from ..model.predictive import simulate
+from ..model.sites import is_deterministic
 from .draws import draw
-from .log_joint import is_deterministic
-from .predictive import simulate
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..distributions import Flow
 from ..errors import DataError, OptionError
+from ..numerics.fingerprint import fingerprint
 from ..stochastic import StochasticFlow
-from .descent import Plan
+from ..training.descent import Plan
+from ..training.processes import Processes
 from .flow_fit import FlowFit
 from .flow_matching import FlowMatching
 from .flow_training import Training
-from .inputs import fingerprint
 from .likelihood import Likelihood
-from .processes import Processes
 from .regularized import Regularized
 from .rows import AnyFlow, Batches, read_rows
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from ..diagnostics import Estimate, Evaluation
 from ..errors import OptionError
 from ..guides import AutoFlow
-from .context import running, seeded
+from ..model.context import running
+from ..model.inputs import converted
+from ..model.log_joint import LogJoint
+from ..model.predictive import simulate
+from ..numerics.random import seeded
 from .draws import evaluate_guide, latents_of_runs, log_prob, resample
-from .inputs import converted
-from .log_joint import LogJoint
-from .predictive import simulate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ _UNFINISHED = "the training did not converge: it was still gaining when it ended
 class Posterior:
     """A fitted posterior, with what is known about how far to trust it.
 
-    Made by :class:`~pyro_flows.infer.FlowVI`, or from any trained :class:`~pyro_flows.guides.AutoFlow` by
+    Made by :class:`~pyro_flows.vi.FlowVI`, or from any trained :class:`~pyro_flows.guides.AutoFlow` by
     :meth:`from_guide`. Draws use torch's global random numbers: ``pyro.set_rng_seed`` makes them repeatable.
 
     Args:
@@ -108,7 +109,7 @@ class Posterior:
             guide: an :class:`~pyro_flows.guides.AutoFlow`, set up.
             args, kwargs: the arguments of the model, unless ``log_joint`` has them.
             log_joint: the model's log joint density over the guide's vector.
-            modes: places and scales of modes, where the guide is looked at too, see :func:`~pyro_flows.infer.overlooked.missed_modes`.
+            modes: places and scales of modes, where the guide is looked at too, see :func:`~pyro_flows.posterior.overlooked.missed_modes`.
             num_samples: number of draws.
             seed: seed of those draws; the global random state is left alone.
             history, converged, warnings, timings, engines: see the class.

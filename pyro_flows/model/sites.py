@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
@@ -17,7 +18,7 @@ from ..errors import ModelError, SupportError, SupportWarning
 from ..manifolds import Manifold, Sphere, Torus, contains, manifold_of
 from ..manifolds.supports import complaint
 
-__all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical", "unwrapped"]
+__all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical", "is_deterministic", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class LatentSite:
     def contains(self, value: Tensor) -> Tensor:
         """Whether values lie in the support; directions may be off the sphere by rounding."""
         return contains(self.support, value)
+
+
+def is_deterministic(site: Mapping[str, Any]) -> bool:
+    """Whether a traced site only records a value: ``pyro.deterministic``, or the ghost of a reparameterised site."""
+    fn = site["fn"]
+    masked_delta = isinstance(fn, MaskedDistribution) and fn._mask is False and isinstance(fn.base_dist, Delta)
+    return bool(site["infer"].get("_deterministic")) or (site["is_observed"] and masked_delta)
 
 
 def init_to_typical(site: dict[str, Any] | None = None) -> Any:

@@ -14,9 +14,11 @@ import torch
 from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
 from ..guides import AutoFlow, AutoManifoldFlow
-from .context import running, seeded
-from .inputs import alike, converted, explained, fingerprint
-from .log_joint import LogJoint, without_init
+from ..model.context import running
+from ..model.inputs import converted, explained
+from ..model.log_joint import LogJoint, without_init
+from ..numerics.fingerprint import alike, fingerprint
+from ..numerics.random import seeded
 
 if TYPE_CHECKING:
     from .posterior import Posterior

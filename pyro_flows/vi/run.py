@@ -1,4 +1,4 @@
-"""One run of :class:`~pyro_flows.infer.FlowVI`: the stages in order, and what they leave behind."""
+"""One run of :class:`~pyro_flows.vi.FlowVI`: the stages in order, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ..distributions import Flow
 from ..guides import AutoFlow, AutoManifoldFlow
+from ..model.log_joint import LogJoint
+from ..numerics.random import random_state, restore_random_state
 from ..stochastic import StochasticFlow
+from ..training.engine import Engine, prepare
+from ..training.progress import Progress
+from ..training.trainer import Schedule, Trainer
 from ..transforms import TriangularLinear
-from .checkpoint import random_state, restore_random_state
-from .engine import Engine, prepare
-from .log_joint import LogJoint
 from .objectives import AUTO, FlatFlow, build_step
-from .progress import Progress
 from .scores import has_fixed_points
 from .stochastic_objectives import build_stochastic_step
-from .trainer import Schedule, Trainer
 from .warm_start import find_start
 
 if TYPE_CHECKING:

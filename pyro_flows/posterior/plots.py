@@ -11,8 +11,8 @@ import torch
 
 from ..diagnostics import khat_limit, psis
 from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE, VERDICTS
-from ..guides import unwrapped
 from ..manifolds import Torus
+from ..model import unwrapped
 from .draws import draw, indices
 
 if TYPE_CHECKING:

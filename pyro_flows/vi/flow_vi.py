@@ -11,14 +11,17 @@ import torch
 
 from ..errors import ConvergenceWarning, ModelError, OptionError
 from ..guides import AutoFlow
-from .checkpoint import Checkpoint, remedy_of_interrupt
-from .context import running, seeded
-from .engine import ENGINES
-from .inputs import check_inputs, converted, fingerprint, set_up
+from ..model.context import running
+from ..model.inputs import check_inputs, converted
+from ..numerics.fingerprint import fingerprint
+from ..numerics.random import seeded
+from ..posterior.posterior import Posterior
+from ..training.checkpoint import Checkpoint, remedy_of_interrupt
+from ..training.engine import ENGINES
+from ..training.progress import Progress
 from .objectives import check_objective
-from .posterior import Posterior
-from .progress import Progress
 from .run import AFFINE_PARTICLES, Run
+from .set_up import set_up
 
 __all__ = ["FlowVI", "fit"]
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..diagnostics import Evaluation, evaluate, khat_limit, psis
 from ..errors import ImportanceError, ShapeError
-from ..guides import AutoFlow, AutoStochasticFlow, unwrapped
+from ..guides import AutoFlow, AutoStochasticFlow
 from ..manifolds import Torus
-from .log_joint import LogJoint
+from ..model import unwrapped
+from ..model.log_joint import LogJoint
 from .overlooked import doubts
 
 __all__ = ["draw", "evaluate_guide", "latents_of_runs", "log_prob", "resample"]
@@ -38,7 +39,7 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int, modes
         num_samples: number of draws.
         modes: places and scales of modes that are known of.
 
-    Cost: ``num_samples`` evaluations of the model and of the flow, and those of :func:`~pyro_flows.infer.overlooked.doubts`.
+    Cost: ``num_samples`` evaluations of the model and of the flow, and those of :func:`~pyro_flows.posterior.overlooked.doubts`.
     """
     z, log_q = draw(guide, num_samples)
     values = {**guide.unpack(z), **log_joint.deterministics(z)}

@@ -24,7 +24,7 @@ class Likelihood:
 
     Args:
         flow: the flow.
-        objective: see :func:`~pyro_flows.infer.fit_density`.
+        objective: see :func:`~pyro_flows.density.fit_density`.
         num_particles: paths of each row, for the importance-weighted bounds.
     """
 

@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConvergenceWarning
-from .checkpoint import Checkpoint, remedy_of_interrupt
-from .context import seeded
-from .descent import Descent, Plan
+from ..numerics.random import seeded
+from ..training.checkpoint import Checkpoint, remedy_of_interrupt
+from ..training.descent import Descent, Plan
+from ..training.processes import Processes
+from ..training.progress import Progress
 from .flow_fit import FlowFit
-from .processes import Processes
-from .progress import Progress
 from .rows import AnyFlow, Batches, Rows
 
 __all__ = ["Training"]
@@ -28,7 +28,7 @@ class Training:
 
     Args:
         flow: the flow to train, in place.
-        seed, progress, callbacks, checkpoint: see :func:`~pyro_flows.infer.fit_density`.
+        seed, progress, callbacks, checkpoint: see :func:`~pyro_flows.density.fit_density`.
         name: of the calling function.
         loss_name: what is minimised.
         processes: those that train together.
@@ -68,7 +68,7 @@ class Training:
         """Train, and say how it went.
 
         Args:
-            loss, validate, plan: see :class:`~pyro_flows.infer.descent.Descent`.
+            loss, validate, plan: see :class:`~pyro_flows.training.descent.Descent`.
             batches: where ``loss`` takes its rows from, if it does.
             fingerprint: numbers that must agree between a checkpoint and this call.
             held_out: the validation set, for the result.

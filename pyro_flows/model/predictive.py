@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ModelError, PyroFlowsError
 from .context import running
 from .failures import in_a_line
-from .log_joint import is_deterministic
+from .sites import is_deterministic
 
 __all__ = ["simulate"]
 

@@ -1,0 +1,90 @@
+"""The guide and the log joint density of a model and its data, with a look at whether they can be fitted at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, ShapeError, SupportError
+from ..guides import AutoFlow, auto_guide
+from ..manifolds.supports import complaint, contains
+from ..model.inputs import explained
+from ..model.log_joint import LogJoint
+
+__all__ = ["set_up"]
+
+
+def set_up(
+    model: Callable[..., Any], guide: AutoFlow | dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
+) -> tuple[AutoFlow, LogJoint]:
+    """Run the model once, make the guide's parameters and the log joint density, and look whether the start is possible.
+
+    Where options are given instead of a guide, the guide that suits the model's supports is made with them.
+
+    Raises:
+        ModelError: the model fails, has nothing to infer, or has no finite density near the start.
+        ShapeError: data that do not line up with their likelihood.
+        SupportError: a site without a bijection from the reals.
+        DtypeError: the model mixes dtypes or devices.
+    """
+    with explained(dtype):
+        made = guide if isinstance(guide, AutoFlow) else auto_guide(model, args, kwargs, **guide)
+        made = made.setup(*args, **kwargs).to(dtype)
+        log_joint = LogJoint(model, made, args, kwargs)
+        with torch.no_grad():
+            values = log_joint(made.flow().sample((16,)))
+    _check_observations(log_joint)
+    if not bool(torch.isfinite(values).any()):
+        raise ModelError(
+            f"the log joint density is not finite at 16 draws around the initial point{_culprits(log_joint)}: check the data against the "
+            "likelihood's support, or start elsewhere with AutoFlow(model, init_loc_fn=...)"
+        )
+    return made, log_joint
+
+
+def _check_observations(log_joint: LogJoint) -> None:
+    """Raise an error that names the site when data do not fit their likelihood: nothing checks it while a model is vmapped."""
+    for name, site in log_joint.trace.nodes.items():
+        if name in log_joint.likelihood_sites:
+            _check_shape(name, site)
+            try:
+                inside = contains(site["fn"].support, site["value"])
+            except (NotImplementedError, AttributeError):  # a distribution that does not say
+                continue
+            if not bool(inside.all()) and _is_fixed(log_joint, name):
+                raise SupportError(f"site {name!r}, observed: {complaint(site['fn'].support, site['value'])}")
+
+
+def _is_fixed(log_joint: LogJoint, name: str) -> bool:
+    """Whether a site's support is the same at another point of the latent space."""
+    other = log_joint.trace_at(log_joint.guide.flow().sample()).nodes[name]["fn"].support
+    pairs = zip(vars(log_joint.trace.nodes[name]["fn"].support).values(), vars(other).values(), strict=True)
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs if isinstance(a, (Tensor, float, int)))
+
+
+def _check_shape(name: str, site: dict[str, Any]) -> None:
+    """Raise a ``ShapeError`` where data broadcast against their distribution instead of lining up with it, or do not fit the plates."""
+    shape, batch = site["log_prob"].shape, site["fn"].batch_shape
+    value = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
+    sizes = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
+    fits = all(-dim <= len(shape) and shape[dim] in (1, size) for dim, size in sizes.items())
+    inside = not sizes or all(shape[dim] == 1 or dim in sizes for dim in range(-len(shape), 0))
+    if shape.numel() > max(batch.numel(), value.numel()) or not fits or not inside:
+        plates = ", ".join(f"{f.name!r} of size {f.size}" for f in site["cond_indep_stack"] if f.vectorized)
+        raise ShapeError(
+            f"site {name!r}: values of shape {tuple(value)} under a distribution of shape {tuple(batch)}{f' in plate {plates}' if plates else ''} "
+            f"give a log density of shape {tuple(shape)}: give the data the shape that the model expects"
+        )
+
+
+def _culprits(log_joint: LogJoint) -> str:
+    """Names of the sites whose log density is not finite at the probe point."""
+    names = [
+        name
+        for name, site in log_joint.trace.nodes.items()
+        if site["type"] == "sample" and not bool(torch.isfinite(torch.as_tensor(site.get("log_prob_sum", 0.0))).all())
+    ]
+    return f" (sites {', '.join(map(repr, names))})" if names else ""
