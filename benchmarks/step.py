@@ -23,13 +23,13 @@ from pyro.optim import Adam
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
 
-from pyro_flows.infer import LogJoint
-
 import pyro_flows as pf
 from benchmarks.baselines import float64
 from benchmarks.models import Task, load
+from pyro_flows.model import LogJoint
 from pyro_flows.training.engine import prepare
-from pyro_flows.vi.objectives import FlatFlow, build_step
+from pyro_flows.vi.flat_flow import FlatFlow
+from pyro_flows.vi.objectives import build_step, find_objective
 
 PARTICLES = 128
 FLOWS = {"full-rank affine": None, "default flow": "auto"}
@@ -49,14 +49,14 @@ def flowvi(task: Task, flow: str | None, name: str, expected_steps: int) -> tupl
     """A step of FlowVI: which engine it runs on, and the seconds that its preparation took."""
     guide = pf.AutoFlow(task.model, flow=flow).setup(*task.args, **task.kwargs)
     flat_flow, base = FlatFlow(guide.flow), guide.flow.base()
-    step = build_step(flat_flow, LogJoint(task.model, guide, task.args, task.kwargs), "path", PARTICLES)
-    flat = torch.nn.Parameter(flat_flow.read())
-    engine = prepare(step, (flat.detach(), base.sample((PARTICLES,))), name, expected_steps)
+    step = build_step(find_objective("path"), flat_flow, LogJoint(task.model, guide, task.args, task.kwargs))
+    flat, one = torch.nn.Parameter(flat_flow.read()), torch.ones(())
+    engine = prepare(step, (flat.detach(), base.sample((PARTICLES,)), one), name, expected_steps)
     adam = torch.optim.Adam([flat], lr=1e-3, fused=True)
 
     def run() -> None:
         with torch.no_grad():
-            flat.grad = engine(flat.detach(), base.sample((PARTICLES,)))[0]
+            flat.grad = engine(flat.detach(), base.sample((PARTICLES,)), one)[0]
         adam.step()
 
     return run, engine.name, engine.seconds

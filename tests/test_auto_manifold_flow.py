@@ -18,7 +18,6 @@ from pyro.distributions import constraints
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
 from pyro.optim import Adam
-from pyro_flows.infer import Posterior
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_flows as pf
@@ -42,8 +41,8 @@ from pyro_flows.manifolds import (
     manifold_of,
 )
 from pyro_flows.model.log_joint import LogJoint
+from pyro_flows.posterior import Posterior
 from pyro_flows.transforms import Affine
-from pyro_flows.vi.run import Run
 from pyro_flows.vi.warm_start import find_start
 
 Y = torch.tensor([[0.9, 0.1, 0.4], [0.5, -0.2, 1.0], [0.6, 0.4, 0.7], [1.1, 0.0, 0.8], [0.4, 0.1, 0.9]], dtype=torch.float64)
@@ -203,9 +202,7 @@ def test_scores_for_few_numbers_and_paths_for_many():
         pyro.sample("w", dist.Normal(torch.zeros(size), 1.0).to_event(1))
 
     for size, objective in ((20, "score"), (21, "path")):
-        vi = pf.FlowVI(functools.partial(model, size), progress=False)
-        guide = AutoManifoldFlow(vi.model).setup()
-        assert Run(vi, guide, LogJoint(vi.model, guide)).objective == objective
+        assert AutoManifoldFlow(functools.partial(model, size)).setup().objective("auto") == objective
 
 
 def test_a_profile_is_drawn_from_its_table():

@@ -21,8 +21,7 @@ import pyro_flows as pf
 from pyro_flows.distributions import BoxUniform, GaussianMixture, Resampled, StudentT
 from pyro_flows.errors import CheckpointError, ConvergenceWarning, DataError, DtypeError, OptionError, ShapeError, SupportError, TrainingError
 from pyro_flows.manifolds import RiemannianContinuousFlow, Sphere, Torus, Uniform
-from pyro_flows.training.descent import Descent, Plan
-from pyro_flows.training.processes import Processes
+from pyro_flows.training.cosine import Cosine
 from pyro_flows.transforms import Affine, Compose, TriangularLinear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not an installed package
@@ -431,9 +430,7 @@ def test_descent_leaves_frozen_parameters():
 
 
 def test_the_schedule():
-    descent = Descent(nn.Linear(1, 1), lambda: torch.zeros(()), None, Plan(1000, 0.1, 0.0, 10, 10), Processes(torch.device("cpu")))
-    rates = []
-    for descent.step in (0, 9, 19, 500, 1000):
-        rates.append(descent.lr)
+    schedule = Cosine(max_steps=1000, max_lr=0.1, every=10, patience=10)
+    rates = [schedule.lr(step) for step in (0, 9, 19, 500, 1000)]
     assert rates[0] == pytest.approx(0.005) and rates[1] == pytest.approx(0.05, rel=1e-3) and rates[2] == pytest.approx(0.1, rel=1e-2)
     assert rates[3] == pytest.approx(0.05) and rates[4] == 0

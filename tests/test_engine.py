@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass, field
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import init_to_value
-from pyro_flows.infer import engine as engine_module
 from zoo import ZOO, perturbed
 
 import pyro_flows as pf
 from pyro_flows.errors import CaptureError, OptionError
 from pyro_flows.model.log_joint import LogJoint
+from pyro_flows.training import engine as engine_module
 from pyro_flows.training.engine import prepare
-from pyro_flows.vi.objectives import OBJECTIVES, FlatFlow, build_step
+from pyro_flows.vi.flat_flow import FlatFlow
+from pyro_flows.vi.objectives import OBJECTIVES, Path, build_step, find_objective
 from pyro_flows.vi.scores import push_score
 
 Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
@@ -43,6 +45,12 @@ def small():
     pyro.sample("y", dist.Normal(x.sum(), 0.5), obs=torch.tensor(1.0))
 
 
+def step_of(objective, flat_flow, log_joint):
+    """The step as a function of parameters and noise, at the posterior's full power."""
+    step = build_step(find_objective(objective), flat_flow, log_joint)
+    return lambda flat, noise: step(flat, noise, torch.ones((), dtype=flat.dtype))
+
+
 def make_step(model, flow="auto", objective="path", particles=16, **options):
     torch.set_default_dtype(torch.float64)
     guide = pf.AutoFlow(model, flow=flow, **options).setup()
@@ -52,7 +60,7 @@ def make_step(model, flow="auto", objective="path", particles=16, **options):
     log_joint = LogJoint(model, guide)
     flat_flow = FlatFlow(guide.flow)
     example = (flat_flow.read(), guide.flow.base().sample((particles,)))
-    return guide, log_joint, flat_flow, build_step(flat_flow, log_joint, objective, particles), example
+    return guide, log_joint, flat_flow, step_of(objective, flat_flow, log_joint), example
 
 
 @pytest.mark.parametrize(("objective", "flow"), [("path", "auto"), ("elbo", None), ("iwae", None), ("score", None), ("forward_kl", None)])
@@ -73,7 +81,7 @@ def test_the_score_and_the_path_have_one_mean():
         torch.manual_seed(0)
         flat_flow = FlatFlow(pf.Flow(2, pf.transforms.Affine(2)))
         flat = flat_flow.read() + 0.1
-        step = build_step(flat_flow, lambda x: -0.5 * (x - 0.3).square().sum(-1), objective, 200_000)
+        step = step_of(objective, flat_flow, lambda x: -0.5 * (x - 0.3).square().sum(-1))
         gradients[objective] = step(flat, torch.randn(200_000, 2))[0]
     assert gradients["path"].abs().min() > 0.1
     torch.testing.assert_close(gradients["score"], gradients["path"], atol=0.01, rtol=0.02)
@@ -120,7 +128,7 @@ def test_path_and_total_gradient_agree_on_average():
     """Both are unbiased: at a fixed guide their means over many draws are the same."""
     torch.manual_seed(3)
     _, log_joint, flat_flow, path, (flat, _) = make_step(eight_schools, flow=None, particles=8192)
-    total = build_step(flat_flow, log_joint, "elbo", 8192)
+    total = step_of("elbo", flat_flow, log_joint)
     with torch.no_grad():
         noise = torch.randn(8192, 10)
         a = torch.stack([path(flat, n)[0] for n in noise.chunk(32)])
@@ -188,11 +196,27 @@ def test_unknown_engine(engine):
 
 
 def test_unknown_objective_and_bad_particle_count():
-    _, log_joint, flat_flow, _, _ = make_step(eight_schools, flow=None)
-    with pytest.raises(OptionError, match="objective="):
-        build_step(flat_flow, log_joint, "kl", 16)
+    for name in ("kl", "summed path"):  # the latter is for stochastic flows, whose guides name it
+        with pytest.raises(OptionError, match="objective="):
+            pf.FlowVI(eight_schools, objective=name)
     with pytest.raises(OptionError, match="multiple of 8"):
-        build_step(flat_flow, log_joint, "iwae", 12)
+        pf.FlowVI(eight_schools, objective="iwae", num_particles=12)
+
+
+def test_an_objective_of_ones_own():
+    """An object with the methods of an Objective is taken as it is: this one counts, and is as good as the path gradient."""
+
+    @dataclass(frozen=True)
+    class Mine(Path):
+        name: str = "mine"
+        calls: list = field(default_factory=list)
+
+        def validate(self, num_particles):
+            self.calls.append(num_particles)
+
+    mine = Mine()
+    fits = [pf.FlowVI(small, objective=o, flow=None, progress=False, max_steps=60, num_eval=500).run() for o in (mine, "path")]
+    assert fits[0].history == fits[1].history and mine.calls == [64, 128]
 
 
 @pytest.mark.parametrize("case", [c for c in ZOO if not c.context_dim], ids=lambda c: c.id)
@@ -219,7 +243,7 @@ def test_the_path_gradient_of_layers_with_fixed_points(direction, log_det):
     flat_flow = FlatFlow(flow)
     flat_flow.write(flat_flow.read() + 0.3 * torch.randn(len(flat_flow.read()), dtype=torch.float64))
     noise = torch.randn(8, 9, dtype=torch.float64)
-    step = build_step(flat_flow, lambda x: -1.5 * x.square().sum(-1), "path", 8)
+    step = step_of("path", flat_flow, lambda x: -1.5 * x.square().sum(-1))
     gradient = step(flat_flow.read(), noise)[0]
 
     for layer in flow.transform.parts:
@@ -237,7 +261,7 @@ def test_lost_particles_do_not_look_like_progress():
         return torch.where(x[:, 0] > 0, -torch.inf, -x.square().sum(-1))
 
     flat_flow = FlatFlow(pf.Flow(2, pf.transforms.Affine(2)))
-    step, noise = build_step(flat_flow, cliff, "path", 8), torch.randn(8, 2)
+    step, noise = step_of("path", flat_flow, cliff), torch.randn(8, 2)
     elbos = []
     for lost in (0, 3, 8):
         noise[:, 0] = -noise[:, 0].abs()
@@ -260,8 +284,8 @@ def test_a_draw_without_a_density_does_not_spoil_the_gradient(objective):
     flat, noise = flat_flow.read(), torch.randn(16, 2)
     noise[::2, 0] = noise[::2, 0].abs() + 1.1
     noise[1::2, 0] = -noise[1::2, 0].abs()
-    found = build_step(flat_flow, broken, objective, 16)(flat, noise)
+    found = step_of(objective, flat_flow, broken)(flat, noise)
     assert int(found[3]) == 8 and found[0].isfinite().all()
     if objective != "iwae":  # there a group of eight has half as many weights
-        alone = build_step(flat_flow, broken, objective, 8)(flat, noise[1::2])
+        alone = step_of(objective, flat_flow, broken)(flat, noise[1::2])
         torch.testing.assert_close(found[0], alone[0])

@@ -22,7 +22,9 @@ from pyro_flows.numerics.fingerprint import alike, fingerprint
 from pyro_flows.numerics.random import random_state
 from pyro_flows.posterior.overlooked import missed_modes
 from pyro_flows.training.checkpoint import Checkpoint
-from pyro_flows.training.trainer import Schedule, Trainer
+from pyro_flows.training.loop import Loop, Outcome
+from pyro_flows.training.plateau import Plateau
+from pyro_flows.vi.stages import STAGES
 from pyro_flows.vi.warm_start import laplace
 
 Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
@@ -253,7 +255,7 @@ def test_more_steps_from_a_checkpoint(tmp_path):
     assert spent == steps * QUICK["num_particles"] + 2 * 4096  # and the comparison with the affine stage, again
     assert quietly(pf.FlowVI(skewed, checkpoint=ended, **(options | {"max_steps": 120}))).history == longer.history
     assert quietly(pf.FlowVI(skewed, checkpoint=ended, **(options | {"max_steps": 460}))).history == longer.history  # too few for a further cycle
-    assert torch.load(ended, weights_only=True)["trainer"]["numbers"][0] == longer.history[-1]["step"]  # from which a later run can go on
+    assert torch.load(ended, weights_only=True)["loop"]["counters"]["step"] == longer.history[-1]["step"]  # from which a later run can go on
 
 
 def test_a_flow_that_has_not_begun_begins_after_a_resume(tmp_path, monkeypatch):
@@ -264,7 +266,7 @@ def test_a_flow_that_has_not_begun_begins_after_a_resume(tmp_path, monkeypatch):
 
     options = {**QUICK, "flow": small_flow, "warm_start": False, "num_eval": 500, "checkpoint": tmp_path / "run.pt"}
     with monkeypatch.context() as patch:
-        patch.setattr("pyro_flows.vi.run.Run._flow", stop)
+        patch.setitem(STAGES, "flow", stop)
         half = quietly(pf.FlowVI(eight_schools, **(options | {"max_steps": 5})), Y, SIGMA)
     whole = quietly(pf.FlowVI(eight_schools, **(options | {"max_steps": 50})), Y, SIGMA)
     added = whole.history[len(half.history) :]
@@ -417,14 +419,14 @@ def test_laplace_keeps_the_collinear_direction():
 def test_trainer_stops_by_itself_and_keeps_the_best():
     """A quadratic with noise: it stops before the last step, at a state better than where it started."""
 
-    def engine(flat, noise):
-        gradient = flat - 3 + 0.1 * noise
-        elbo = -((flat - 3) ** 2).sum()
-        return gradient, elbo, torch.tensor(0.5), torch.tensor(0)
+    flat, schedule = torch.zeros(1), Plateau(max_steps=20_000, max_lr=0.05, cycles=1)
 
-    trainer = Trainer(engine, lambda: torch.randn(1), torch.zeros(1), Schedule(max_steps=20_000, lr=0.05, cycles=1))
-    trainer.run(lambda *_: None)
-    assert trainer.converged and trainer.step < 5000 and abs(trainer.best_flat.item() - 3) < 0.05
+    def step():
+        return Outcome(flat - 3 + 0.1 * torch.randn(1), -((flat - 3) ** 2).item(), 0.5)
+
+    loop = Loop([flat], step, schedule, flat.clone, flat.copy_)
+    loop.run(lambda window: None)
+    assert schedule.converged and loop.step < 5000 and abs(loop.best.item() - 3) < 0.05
 
 
 @pytest.mark.parametrize(("slope", "converged"), [(5e-4, False), (0.0, True)])
@@ -432,12 +434,12 @@ def test_a_small_spread_is_no_convergence_while_the_elbo_rises(slope, converged)
     """As on the way out of a funnel's neck: the guide matches what it covers, and still gains."""
     steps = iter(range(10_000))
 
-    def engine(flat, noise):
-        return torch.zeros(1), slope * next(steps) + 1e-3 * noise, torch.tensor(0.03), torch.tensor(0)
+    def step():
+        return Outcome(torch.zeros(1), slope * next(steps) + 1e-3 * torch.randn(1).item(), 0.03)
 
-    trainer = Trainer(engine, lambda: torch.randn(1), torch.zeros(1), Schedule(max_steps=2000, lr=0.01))
-    trainer.run(lambda *_: None)
-    assert trainer.converged == converged
+    flat, schedule = torch.zeros(1), Plateau(max_steps=2000, max_lr=0.01)
+    Loop([flat], step, schedule, flat.clone, flat.copy_).run(lambda window: None)
+    assert schedule.converged == converged
 
 
 def test_the_affine_layer_goes_on_while_it_gains():

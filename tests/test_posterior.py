@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-from pyro_flows import AutoFlow, flows
+from pyro_flows import AutoFlow, AutoStochasticFlow, flows
 from pyro_flows.diagnostics import khat_limit
 from pyro_flows.errors import CheckpointError, ImportanceError, ModelError, OptionError, ShapeError
 from pyro_flows.model.log_joint import LogJoint
@@ -466,6 +466,20 @@ def test_save_and_load(tmp_path):
     z = torch.randn(3, 4)
     torch.testing.assert_close(back.log_joint(z), posterior.log_joint(z), rtol=0, atol=0)
     back.summary(num_samples=20)
+
+
+@pytest.mark.parametrize("name", ["lwta", "cif"])
+def test_a_stochastic_guide_in_a_file(tmp_path, name):
+    guide = AutoStochasticFlow(model, name).setup(Y)
+    posterior = Posterior.from_guide(guide, Y, num_samples=100)
+    posterior.save(tmp_path / "posterior.pt")
+    back = Posterior.load(tmp_path / "posterior.pt", model, Y)
+    assert type(back.guide) is AutoStochasticFlow and back.guide.config == {"flow": name, "init_scale": 1.0}
+    torch.manual_seed(0)
+    wanted = posterior.get_samples(5)
+    torch.manual_seed(0)
+    for site, value in back.get_samples(5).items():
+        torch.testing.assert_close(value, wanted[site], rtol=0, atol=0)
 
 
 def test_load_keeps_the_dtype(tmp_path):

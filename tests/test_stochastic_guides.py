@@ -11,9 +11,9 @@ from pyro.infer import SVI, JitTrace_ELBO, Predictive, RenyiELBO, Trace_ELBO, Tr
 from pyro.optim import Adam
 
 import pyro_flows as pf
-from pyro_flows.errors import IntractableError, OptionError, ShapeError
+from pyro_flows.errors import ConvergenceWarning, IntractableError, OptionError, ShapeError
 from pyro_flows.stochastic import LWTACoupling, StochasticFlow, upper_bound
-from pyro_flows.vi.stochastic_objectives import build_stochastic_step
+from pyro_flows.vi.objectives import build_step, find_objective
 
 SMALL = {"hidden_features": (8,)}
 MODES = torch.tensor([[-1.5, 0.0], [1.5, 0.5]])
@@ -115,19 +115,26 @@ def test_enumeration_has_the_gradient_of_its_value():
     assert not bool(alone.any())  # what the target says about a gate is lost altogether
 
 
+def step_of(guide, log_joint, objective):
+    """The flow as functions of one vector, and the step that FlowVI takes with this objective."""
+    chosen = find_objective(guide.objective(objective))
+    flat_flow = chosen.flat(guide.flow)
+    return flat_flow, build_step(chosen, flat_flow, log_joint)
+
+
 @pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize("objective", ["path", "elbo"])
 def test_steps_of_flow_vi(name, objective):
     """Value and gradient of a step, against stock Pyro and finite differences."""
     torch.set_default_dtype(torch.float64)
     guide = guide_of(name)
-    flat_flow, step = build_stochastic_step(guide.flow, target, objective)
+    flat_flow, step = step_of(guide, target, objective)
     flat = flat_flow.read()
-    noise = torch.cat([torch.randn(4000, 2), torch.ones(4000, 1)], 1)
+    noise = torch.randn(4000, 2)
 
     def run(at, power=1.0):
         torch.manual_seed(2)
-        return step(at, noise * torch.tensor([1.0, 1.0, power]))
+        return step(at, noise, torch.tensor(power))
 
     gradient, elbo, spread, dropped = run(flat)
     direction = torch.randn_like(flat) * (gradient != 0)  # the location and scale of the unit ride along, and are not learned
@@ -151,12 +158,25 @@ def test_a_draw_without_a_density_does_not_spoil_the_gradient(name, objective):
         return target(x) + 0 * (1.5 - x[..., 0]).sqrt()
 
     guide = guide_of(name)
-    noise = torch.cat([torch.randn(400, 2), torch.ones(400, 1)], 1)
-    flat_flow, step = build_stochastic_step(guide.flow, broken, objective)
-    gradient, elbo, _, dropped = step(flat_flow.read(), noise)
+    noise = torch.randn(400, 2)
+    flat_flow, step = step_of(guide, broken, objective)
+    gradient, elbo, _, dropped = step(flat_flow.read(), noise, torch.ones(()))
     assert int(dropped) > 0
     assert gradient.isfinite().all() and gradient.abs().max().item() > 0
     assert elbo.isfinite()
+
+
+def test_a_finished_run_of_a_stochastic_guide_goes_on_with_more_steps(tmp_path):
+    """A longer run from the file of a shorter one: the flow goes on where it was. There is no affine layer to fold, and none is asked for."""
+    assert not pf.AutoStochasticFlow(model, "lwta").setup().foldable
+    options = {"progress": False, "checkpoint": tmp_path / "run.pt", "num_eval": 100, "engine": "eager", "num_particles": 8}
+    fits = []
+    for max_steps in (60, 120):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fits.append(pf.FlowVI(model, pf.AutoStochasticFlow(model, "lwta"), max_steps=max_steps, **options).run())
+    assert fits[1].history[: len(fits[0].history)] == fits[0].history
+    assert [h["step"] for h in fits[1].history if h["stage"] == "flow"][-1] == 120
 
 
 def test_stock_elbos_with_continuous_indices():
@@ -282,7 +302,7 @@ def test_what_is_refused():
     with pytest.raises(IntractableError, match="use AutoFlow"):
         guide.get_transform()
     with pytest.raises(OptionError, match="not known for stochastic flows"):
-        build_stochastic_step(guide.flow, target, "iwae")
+        guide.objective("iwae")
 
 
 def test_continuous_indices_reach_a_known_posterior_and_never_beat_its_evidence():

@@ -12,10 +12,9 @@ from torch import Tensor
 from ..distributions import Flow
 from ..errors import OptionError, ShapeError
 from ..numerics.random import seeded
-from ..training.descent import Plan
 from ..training.processes import Processes
 from .flow_fit import FlowFit
-from .flow_training import Training
+from .flow_training import Plan, Training
 from .rows import Batches, read_matrix
 
 __all__ = ["distill"]

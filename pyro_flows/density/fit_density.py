@@ -13,11 +13,10 @@ from ..distributions import Flow
 from ..errors import DataError, OptionError
 from ..numerics.fingerprint import fingerprint
 from ..stochastic import StochasticFlow
-from ..training.descent import Plan
 from ..training.processes import Processes
 from .flow_fit import FlowFit
 from .flow_matching import FlowMatching
-from .flow_training import Training
+from .flow_training import Plan, Training
 from .likelihood import Likelihood
 from .regularized import Regularized
 from .rows import AnyFlow, Batches, read_rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..distributions import Flow, FlowDistribution, Gaussian
 from ..errors import OptionError, ParamStoreError
 from ..model.sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj, warn_of_angles
-from ..transforms import Compose, ContractiveResidual, FlowTransform, Standardize
+from ..transforms import Compose, ContractiveResidual, FlowTransform, Standardize, TriangularLinear
 from .affine_layer import affine_layer
 from .default_flow import default_flow
 from .inner_flow import BASES, FlowSpec, check_spec, inner_flow
@@ -28,6 +28,18 @@ __all__ = ["AutoFlow"]
 def _hidden(msg: dict[str, Any]) -> bool:
     """Observed, subsampling and enumerated sites are not the guide's."""
     return prototype_hide_fn(msg) or msg["infer"].get("enumerate") == "parallel"
+
+
+class TrainingOptions(Protocol):
+    """What a guide needs to know of how it is to be trained."""
+
+    @property
+    def warm_start(self) -> bool:
+        """Whether to look for modes first."""
+
+    @property
+    def objective(self) -> Any:
+        """What is optimised, by name or as an object."""
 
 
 class AutoFlow(AutoContinuous):
@@ -176,6 +188,25 @@ class AutoFlow(AutoContinuous):
         return self.standardize.loc.clone()
 
     # The stages of FlowVI.
+
+    def stages(self, options: TrainingOptions) -> tuple[str, ...]:
+        """The names of the stages that train the guide, in order."""
+        start = ("warm start",) if options.warm_start and self.foldable else ()
+        return (*start, "affine", *(("flow",) if self.inner else ()))
+
+    def objective(self, name: Any) -> Any:
+        """The objective that suits the guide where ``"auto"`` leaves it open; any other as it is."""
+        return "path" if name == "auto" else name
+
+    @property
+    def foldable(self) -> bool:
+        """Whether what the affine layer has learned can be moved into the fixed one, see :meth:`fold`."""
+        return isinstance(self.affine, TriangularLinear)
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether a start that was found is left as it is until the flow is trained."""
+        return False
 
     def affine_flow(self) -> Flow:
         """The guide's distribution without the layers between base and affine layer; it shares their parameters."""

@@ -20,9 +20,9 @@ from ..manifolds import Sphere, Torus, manifold_of
 from ..model.sites import LatentSite, read_sites, unwrapped
 from ..numerics import triangle
 from ..numerics.random import seeded
-from ..transforms import Compose, FlowTransform, Standardize
+from ..transforms import Compose, ContractiveResidual, FlowTransform, Standardize
 from .angle_layers import AnglePlaces, angle_shapes
-from .auto_flow import AutoFlow
+from .auto_flow import AutoFlow, TrainingOptions
 from .direction_layers import DirectionPlaces, DirectionShapes
 from .joint import Block, JointBase, JointTransform
 from .modes import go_round, look_around, widths
@@ -150,6 +150,30 @@ class AutoManifoldFlow(AutoFlow):
 
     # The stages of FlowVI.
 
+    def stages(self, options: TrainingOptions) -> tuple[str, ...]:
+        names = super().stages(options)
+        if not self.inner:
+            return names
+        affine = ("affine",) if self.affine is not None else ()  # without numbers there is nothing that a flow would not learn with them
+        cover = ("cover",) if self.objective(options.objective) == "score" else ()
+        return (*names[: names.index("affine")], *affine, *cover, "flow")
+
+    def objective(self, name: Any) -> Any:
+        """By default the score, which sees how much mass each mode has, up to 20 numbers beside directions and angles: its noise grows with them."""
+        if name != "auto":
+            return name
+        few = sum(s.size for s in self.sites if s.manifold is None) <= _FEW
+        return "score" if few and not any(isinstance(layer, ContractiveResidual) for layer in self._modules["flow"].modules()) else "path"
+
+    @property
+    def foldable(self) -> bool:
+        return self.affine is None or super().foldable
+
+    @property
+    def keeps_start(self) -> bool:
+        """With a flow, yes: affine layers and locations alone would settle on one mode of several."""
+        return bool(self.inner)
+
     def affine_flow(self) -> Flow:
         """The guide's distribution with affine layers and places alone; it shares their parameters."""
         flow: Any = self._modules["flow"]
@@ -260,6 +284,7 @@ class _AsVectors(Messenger):
             msg["fn"] = dist.ImproperUniform(constraints.independent(constraints.real, fn.event_dim), fn.batch_shape, fn.event_shape)
 
 
+_FEW = 20  # numbers
 _OPTIONS = {"flow": ("auto", None), "affine": ("auto",), "base": (None,)}  # of the Euclidean part, and what a model without one may say of it
 
 

@@ -17,7 +17,7 @@ from ..errors import IntractableError, OptionError, ShapeError
 from ..model.sites import LatentSite, init_to_typical
 from ..stochastic import StochasticFlow
 from ..transforms import FlowTransform, Standardize
-from .auto_flow import AutoFlow
+from .auto_flow import AutoFlow, TrainingOptions
 
 __all__ = ["AutoStochasticFlow"]
 
@@ -86,6 +86,7 @@ class AutoStochasticFlow(AutoFlow):
         init_scale: float = 1.0,
     ) -> None:
         super().__init__(model, flow, "diagonal", None, init_loc_fn, init_scale)  # type: ignore[arg-type]
+        self.config = {"flow": flow, "init_scale": init_scale}
 
     @staticmethod
     def _check_flow(flow: Any) -> None:
@@ -133,6 +134,23 @@ class AutoStochasticFlow(AutoFlow):
     @property
     def standardize(self) -> Standardize:
         return self._modules["flow"].layers[-1]  # type: ignore[union-attr, index, return-value]
+
+    def stages(self, options: TrainingOptions) -> tuple[str, ...]:
+        return ("tempered", "flow")
+
+    def objective(self, name: Any) -> Any:
+        """Discrete paths are summed, continuous indices drawn; for the latter ``"path"`` and ``"elbo"`` are the same."""
+        if not isinstance(name, str):
+            return name
+        if name not in ("auto", "path", "elbo"):
+            raise OptionError(f"objective={name!r} is not known for stochastic flows: choose 'path' or 'elbo'")
+        if not self.discrete:
+            return "drawn indices"
+        return "summed elbo" if name == "elbo" else "summed path"
+
+    @property
+    def foldable(self) -> bool:
+        return False
 
     @property
     def discrete(self) -> bool:

@@ -19,12 +19,12 @@ from ..manifolds import Torus
 from ..model import unwrapped
 from ..model.predictive import simulate
 from ..model.sites import is_deterministic
+from .core import PosteriorCore
 from .draws import draw
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from .posterior import Posterior
 
 __all__ = ["arviz", "header", "summary", "to_arviz"]
 
@@ -44,7 +44,7 @@ def _is_one(az: Any) -> bool:
 
 
 @torch.no_grad()
-def to_arviz(posterior: Posterior, predictive: bool | str | Sequence[str] = (), num_samples: int = 4000) -> Any:
+def to_arviz(posterior: PosteriorCore, predictive: bool | str | Sequence[str] = (), num_samples: int = 4000) -> Any:
     """Everything as ArviZ wants it; see :meth:`Posterior.to_arviz`."""
     wanted = _wanted(predictive)
     az, log_joint, guide = arviz(), posterior.log_joint, posterior.guide
@@ -98,7 +98,7 @@ def _chains(values: Mapping[str, Tensor]) -> Arrays:
     return {k: _array(v)[None] for k, v in values.items()}
 
 
-def _observed(posterior: Posterior) -> Arrays:
+def _observed(posterior: PosteriorCore) -> Arrays:
     latents = {site.name for site in posterior.guide.sites}
     return {
         name: _array(site["value"])
@@ -108,7 +108,7 @@ def _observed(posterior: Posterior) -> Arrays:
     }  # fmt: skip
 
 
-def _labels(posterior: Posterior, groups: Mapping[str, Arrays]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+def _labels(posterior: PosteriorCore, groups: Mapping[str, Arrays]) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Coordinates and dimension names: those of plates where there are any, else ``site_dim_0`` as ArviZ does."""
     coords: dict[str, Any] = {}
     dims: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ def _labels(posterior: Posterior, groups: Mapping[str, Arrays]) -> tuple[dict[st
     return coords, dims
 
 
-def _attributes(posterior: Posterior) -> dict[str, Any]:
+def _attributes(posterior: PosteriorCore) -> dict[str, Any]:
     """Diagnostics as attributes that a netCDF file can hold."""
     found = posterior.evaluation
     return {
@@ -155,7 +155,7 @@ _WORDS = {
 }
 
 
-def header(posterior: Posterior) -> str:
+def header(posterior: PosteriorCore) -> str:
     """What stands above a summary: ELBO, log evidence, ESS, k-hat, and in words whether to trust it."""
     found = posterior.evaluation
     limit = khat_limit(found.num_samples)
@@ -172,7 +172,7 @@ def header(posterior: Posterior) -> str:
     return "\n".join(lines)
 
 
-def summary(posterior: Posterior, num_samples: int = 4000, var_names: Sequence[str] | None = None) -> DataFrame:
+def summary(posterior: PosteriorCore, num_samples: int = 4000, var_names: Sequence[str] | None = None) -> DataFrame:
     """ArviZ's table under a header; see :meth:`Posterior.summary`."""
     import pandas
 

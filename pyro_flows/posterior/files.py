@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
-from ..guides import AutoFlow, AutoManifoldFlow
+from ..guides import GUIDES, AutoFlow
 from ..model.context import running
 from ..model.inputs import converted, explained
 from ..model.log_joint import LogJoint, without_init
 from ..numerics.fingerprint import alike, fingerprint
 from ..numerics.random import seeded
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from ..training.storage import write
+from .core import PosteriorCore
 
 __all__ = ["load", "save"]
+
+P = TypeVar("P", bound=PosteriorCore)
 
 _FORMAT = "pyro_flows.Posterior/1"
 _DTYPES = {"torch.float32": torch.float32, "torch.float64": torch.float64}
 _FLOAT32 = 1e-6  # relative error of a copy in that precision
-_GUIDES = {"AutoFlow": AutoFlow, "AutoManifoldFlow": AutoManifoldFlow}
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -41,11 +40,11 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     return {str(k): v if isinstance(v, _PLAIN) else str(v) for k, v in record.items()}
 
 
-def save(posterior: Posterior, path: str | Path) -> None:
+def save(posterior: PosteriorCore, path: str | Path) -> None:
     """Write a posterior; see :meth:`Posterior.save`."""
     guide, path = posterior.guide, Path(path)
     # an option given as an object cannot be written down; the guide itself calls a function "custom" once it is set up
-    named = type(guide) in _GUIDES.values() and all(isinstance(option, _PLAIN) and option != "custom" for option in guide.config.values())
+    named = type(guide) in GUIDES.values() and all(isinstance(option, _PLAIN) and option != "custom" for option in guide.config.values())
     evaluation = asdict(posterior.evaluation)
     content = {
         "format": _FORMAT,
@@ -64,17 +63,15 @@ def save(posterior: Posterior, path: str | Path) -> None:
         "seed": int(posterior.seed),
         "data": _data(posterior.log_joint.model, posterior.log_joint.args, posterior.log_joint.kwargs),
     }
-    scratch = path.with_name(path.name + ".part")
     try:
-        torch.save(content, scratch)
-        os.replace(scratch, path)  # at once: an interrupt never leaves half a file
+        write(content, path)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def load(
-    cls: type[Posterior], path: str | Path, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Posterior:
+    cls: type[P], path: str | Path, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> P:
     """Read a posterior; see :meth:`Posterior.load`."""
     shown = repr(str(path))
     content = _read(path, shown)
@@ -151,6 +148,6 @@ def _guide(model: Callable[..., Any], kind: str, config: dict[str, Any] | None, 
             "the same way instead of the model"
         )
     try:
-        return _GUIDES[kind](model, **config)
+        return GUIDES[kind](model, **config)
     except (PyroFlowsError, TypeError, KeyError) as error:
         raise CheckpointError(f"{shown} has options that this version does not know: {error}") from error

@@ -13,13 +13,13 @@ from ..diagnostics import khat_limit, psis
 from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE, VERDICTS
 from ..manifolds import Torus
 from ..model import unwrapped
+from .core import PosteriorCore
 from .draws import draw, indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .posterior import Posterior
 
 __all__ = ["plot"]
 
@@ -28,7 +28,7 @@ _MARGINALS, _PAIRS, _POINTS, _CANDIDATES, _CONTOURS_FROM = 8, 4, 1500, 60, 50
 
 
 @torch.no_grad()
-def plot(posterior: Posterior, path: str | Path | None = None, num_samples: int = 4000) -> Figure:
+def plot(posterior: PosteriorCore, path: str | Path | None = None, num_samples: int = 4000) -> Figure:
     """Draw the figure; see :meth:`Posterior.plot`."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,7 +70,7 @@ def plot(posterior: Posterior, path: str | Path | None = None, num_samples: int 
     return figure
 
 
-def _scalars(posterior: Posterior, z: torch.Tensor) -> tuple[np.ndarray, list[str]]:
+def _scalars(posterior: PosteriorCore, z: torch.Tensor) -> tuple[np.ndarray, list[str]]:
     """Latent values in the constrained space as columns ``(N, K)``, angles counted from their mean direction, and their names."""
     values = posterior.guide.unpack(z)
     values |= {site.name: unwrapped(values[site.name]) for site in posterior.guide.sites if isinstance(site.manifold, Torus)}
@@ -125,7 +125,7 @@ def _telling_pairs(
     return found
 
 
-def _title(figure: Figure, posterior: Posterior) -> None:
+def _title(figure: Figure, posterior: PosteriorCore) -> None:
     found = posterior.evaluation
     numbers = f"ELBO {found.elbo}    log evidence {found.log_evidence}    ESS {found.ess:.1%}    k-hat {found.khat:.2f}"
     reason = textwrap.shorten(found.reasons[0], 150, placeholder=" ...") if found.reasons else ""
@@ -134,7 +134,7 @@ def _title(figure: Figure, posterior: Posterior) -> None:
     figure.text(0.012, 1 - 0.42 / figure.get_figheight(), reason, ha="left", va="top", fontsize=8.5, color=MUTED)
 
 
-def _trace(axes: Axes, posterior: Posterior) -> None:
+def _trace(axes: Axes, posterior: PosteriorCore) -> None:
     axes.set_title("ELBO during training")
     records = [r for r in posterior.history if "elbo" in r and np.isfinite(r["elbo"])]
     stages = list(dict.fromkeys(r.get("stage", "") for r in records))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from ..errors import CheckpointError
 from ..numerics.fingerprint import alike
 from ..numerics.random import random_state, restore_random_state
+from .storage import write
 
 __all__ = ["Checkpoint", "remedy_of_interrupt"]
 
@@ -38,9 +38,7 @@ class Checkpoint:
     def save(self, module: nn.Module, state: dict[str, Any]) -> None:
         """Write the module's parameters, ``state`` (tensors and plain values) and, unless it has one, the global random state."""
         own = {"format": self._format, "signature": self._signature(module), "module": module.state_dict()}
-        scratch = self.path.with_name(self.path.name + ".part")
-        torch.save({**own, **random_state(), **state}, scratch)
-        os.replace(scratch, self.path)
+        write({**own, **random_state(), **state}, self.path)
 
     def _signature(self, module: nn.Module) -> list[Any]:
         """What must agree between file and run: the fingerprint, the parameters' shapes and, for a guide, the sites and theirs."""
@@ -50,7 +48,7 @@ class Checkpoint:
 
     @property
     def _format(self) -> str:
-        return f"pyro_flows.{self.kind}/2"
+        return f"pyro_flows.{self.kind}/3"
 
     def load(self, module: nn.Module) -> dict[str, Any] | None:
         """Restore the module's parameters and the random state; ``None`` when there is no file yet.

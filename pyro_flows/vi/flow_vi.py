@@ -17,11 +17,12 @@ from ..numerics.fingerprint import fingerprint
 from ..numerics.random import seeded
 from ..posterior.posterior import Posterior
 from ..training.checkpoint import Checkpoint, remedy_of_interrupt
-from ..training.engine import ENGINES
 from ..training.progress import Progress
-from .objectives import check_objective
-from .run import AFFINE_PARTICLES, Run
+from .objectives import Objective
+from .options import Options
+from .run import Run
 from .set_up import set_up
+from .stages import run_stages
 
 __all__ = ["FlowVI", "fit"]
 
@@ -87,7 +88,7 @@ class FlowVI:
         seed: int = 0,
         engine: str = "auto",
         warm_start: bool = True,
-        objective: str = "auto",
+        objective: str | Objective = "auto",
         dtype: torch.dtype = torch.float64,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
@@ -98,53 +99,43 @@ class FlowVI:
             raise ModelError(f"model must be a Pyro model, that is, callable; got {type(model).__name__}")
         if guide is not None and not isinstance(guide, AutoFlow):
             raise OptionError(f"guide must be an AutoFlow, got {type(guide).__name__}: use stock SVI for other guides")
-        if engine not in ENGINES:
-            raise OptionError(f"engine={engine!r} is not known: choose one of {', '.join(ENGINES)}")
-        for name, number in (("num_particles", num_particles), ("max_steps", max_steps), ("num_eval", num_eval)):
-            if not isinstance(number, int) or number < (2 if name == "num_particles" else 1):
-                raise OptionError(f"{name} must be a positive integer{', at least 2' * (name == 'num_particles')}, got {number!r}")
-        check_objective(objective, min(num_particles, AFFINE_PARTICLES))
-        check_objective(objective, num_particles)
-        if not lr > 0:
-            raise OptionError(f"lr must be positive, got {lr}")
-        if dtype not in (torch.float32, torch.float64):
-            raise OptionError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        saved = None if checkpoint is None else Checkpoint(checkpoint, "FlowVI")
+        self.options = Options(
+            num_particles, max_steps, lr, seed, engine, warm_start, objective, dtype, progress, tuple(callbacks), saved, num_eval
+        )
         self.model, self.guide, self._guide_options = model, guide, {"flow": flow, "affine": affine}
-        self.num_particles, self.max_steps, self.lr, self.seed = num_particles, max_steps, lr, seed
-        self.engine, self.warm_start, self.objective, self.dtype = engine, warm_start, objective, dtype
-        self.auto_flow = (guide or AutoFlow(model, **self._guide_options)).config["flow"] == "auto"  # bad options are refused here, before any work
-        self.progress, self.callbacks, self.num_eval = progress, tuple(callbacks), num_eval
-        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, "FlowVI")
+        self._default_flow = (guide or AutoFlow(model, **self._guide_options)).config["flow"] == "auto"  # bad options are refused here
 
     def run(self, *args: Any, **kwargs: Any) -> Posterior:
         """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""
         check_inputs(args, kwargs)
-        with seeded(self.seed), running(self.dtype, validate=True):
-            return self._run(converted(args, self.dtype), converted(kwargs, self.dtype))
+        dtype = self.options.dtype
+        with seeded(self.options.seed), running(dtype, validate=True):
+            return self._run(converted(args, dtype), converted(kwargs, dtype))
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:
-        if self.checkpoint is not None:
-            options = [self.seed, self.num_particles, self.lr, self.objective, str(self.dtype), self.warm_start]
-            self.checkpoint.fingerprint = [options, fingerprint(args, kwargs)]
-        guide, log_joint = set_up(self.model, self.guide or self._guide_options, args, kwargs, self.dtype)
-        run = Run(self, guide, log_joint)
-        with Progress(self.progress) as bar:
+        options = self.options
+        if options.checkpoint is not None:
+            options.checkpoint.fingerprint = [options.fingerprint(), fingerprint(args, kwargs)]
+        guide, log_joint = set_up(self.model, self.guide or self._guide_options, args, kwargs, options.dtype)
+        run = Run(options, guide, log_joint, self._default_flow)
+        with Progress(options.progress) as bar:
             try:
-                run.train(bar)
+                run_stages(run, bar)
             except KeyboardInterrupt:
                 run.converged = False
-                run.notes.append(f"interrupted: this is the best state so far; {remedy_of_interrupt(self.checkpoint)}")
+                run.notes.append(f"interrupted: this is the best state so far; {remedy_of_interrupt(options.checkpoint)}")
             bar.stage("evaluation")
             posterior = Posterior.from_guide(
                 guide,
                 log_joint=log_joint,
                 modes=run.modes,
-                num_samples=self.num_eval,
-                seed=self.seed,
+                num_samples=options.num_eval,
+                seed=options.seed,
                 history=run.history,
                 converged=run.converged,
                 warnings=run.warnings(),
-                num_log_density_evaluations=run.evaluations + self.num_eval,
+                num_log_density_evaluations=run.evaluations + options.num_eval,
                 timings=run.timings,
                 engines={stage: engine.name for stage, engine in run.engines.items()},
             )

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..numerics import triangle
 
-__all__ = ["Start", "find_start", "laplace"]
+__all__ = ["NAIVE", "Start", "find_start", "laplace"]
 
 LogDensity = Callable[[Tensor], Tensor]
-_DRAWS = 256
+NAIVE = "naive start"  # the source of a Gaussian that no descent has found
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def find_start(
     def known(top: Tensor) -> bool:
         return any(float(((top - mode) / root.norm(dim=-1)).abs().max()) < 0.3 for mode, root in modes)
 
-    plain = (judge(point, eye * s, "naive start") for point in points for s in (naive_scale, 1.0))
+    plain = (judge(point, eye * s, NAIVE) for point in points for s in (naive_scale, 1.0))
     best = naive = max(plain, key=lambda s: s.elbo)
     for k, point in enumerate(points):
         path = _minimise(counted, point, steps)
