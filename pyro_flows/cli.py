@@ -171,13 +171,13 @@ def _model(spec: str) -> Callable[..., Any]:
     path = Path(file)
     if not path.is_file():
         raise _UsageError(f"there is no file {file!r}")
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    if found is None or found.loader is None:
+    spec_of_file = importlib.util.spec_from_file_location(path.stem, path)
+    if spec_of_file is None or spec_of_file.loader is None:
         raise _UsageError(f"{file!r} is not a Python file")
-    module = importlib.util.module_from_spec(found)
+    module = importlib.util.module_from_spec(spec_of_file)
     sys.path.insert(0, str(path.absolute().parent))  # for what the file imports from beside itself
     try:
-        found.loader.exec_module(module)
+        spec_of_file.loader.exec_module(module)
     except Exception as error:
         raise _UsageError(f"{file!r} cannot be imported: {type(error).__name__}: {error}") from error
     finally:

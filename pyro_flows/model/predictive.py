@@ -99,10 +99,10 @@ def _explained(error: Exception, site: str, what: str) -> Exception:
 
 def _stacked(name: str, runs: Sequence[Trace], shape: torch.Size) -> Tensor:
     values = [run.nodes[name]["value"] if name in run.nodes else None for run in runs]
-    found = {None if value is None else tuple(value.shape) for value in values}
-    if found != {tuple(shape)}:
+    shapes_met = {None if value is None else tuple(value.shape) for value in values}
+    if shapes_met != {tuple(shape)}:
         raise ModelError(
-            f"site {name!r} is not the same in every predictive run (shapes {', '.join(sorted(map(str, found)))}; None where it is missing): "
+            f"site {name!r} is not the same in every predictive run (shapes {', '.join(sorted(map(str, shapes_met)))}; None where it is missing): "
             "give the model sites and shapes that do not depend on what it draws"
         )
     return torch.stack(values)  # type: ignore[arg-type]
@@ -130,8 +130,8 @@ def _in_parallel(
 
     try:
         with pyro.plate("_pyro_flows_runs", num_samples, dim=-depth - 1):
-            found = trace({k: spread(k, v) for k, v in latents.items()})
-        return {k: found.nodes[k]["value"].reshape(num_samples, *shape) for k, shape in shapes.items()}
+            traced = trace({k: spread(k, v) for k, v in latents.items()})
+        return {k: traced.nodes[k]["value"].reshape(num_samples, *shape) for k, shape in shapes.items()}
     except (RuntimeError, ValueError) as error:
         why = in_a_line(error, 200)
         advice = "leave parallel=True out, or declare every batch dimension as a plate"

@@ -79,7 +79,7 @@ class PosteriorCore:
             guide: an :class:`~pyro_flows.guides.AutoFlow`, set up.
             args, kwargs: the arguments of the model, unless ``log_joint`` has them.
             log_joint: the model's log joint density over the guide's vector.
-            modes: places and scales of modes, where the guide is looked at too, see :func:`~pyro_flows.posterior.overlooked.missed_modes`.
+            modes: places and scales of modes, where the guide is looked at too, see :func:`~pyro_flows.posterior.missed_mass.missed_modes`.
             num_samples: number of draws.
             seed: seed of those draws; the global random state is left alone.
             history, converged, warnings, timings, engines: see the class.
@@ -211,6 +211,6 @@ class PosteriorCore:
 
     def __repr__(self) -> str:
         shapes = ", ".join([f"{s.name}{list(s.shape) or ''}" for s in self.guide.sites[:6]] + ["..."] * (len(self.guide.sites) > 6))
-        found = str(self.evaluation).replace("ELBO", "ELBO (IWHVI)", int(self.bound == "IWHVI")).splitlines()
-        lines = [f"Posterior of {shapes} ({self.guide.latent_dim} dimensions)", *("  " + line for line in found)]
+        evaluated = str(self.evaluation).replace("ELBO", "ELBO (IWHVI)", int(self.bound == "IWHVI")).splitlines()
+        lines = [f"Posterior of {shapes} ({self.guide.latent_dim} dimensions)", *("  " + line for line in evaluated)]
         return "\n".join([*lines, *("  warning: " + line for line in self.warnings)])

@@ -13,7 +13,7 @@ from ..guides import AutoFlow, AutoStochasticFlow
 from ..manifolds import Torus
 from ..model import unwrapped
 from ..model.log_joint import LogJoint
-from .overlooked import doubts
+from .missed_mass import missed_mass
 
 __all__ = ["draw", "evaluate_guide", "latents_of_runs", "log_prob", "resample"]
 
@@ -39,7 +39,7 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int, modes
         num_samples: number of draws.
         modes: places and scales of modes that are known of.
 
-    Cost: ``num_samples`` evaluations of the model and of the flow, and those of :func:`~pyro_flows.posterior.overlooked.doubts`.
+    Cost: ``num_samples`` evaluations of the model and of the flow, and those of :func:`~pyro_flows.posterior.missed_mass.missed_mass`.
     """
     z, log_q = draw(guide, num_samples)
     values = {**guide.unpack(z), **log_joint.deterministics(z)}
@@ -51,8 +51,8 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int, modes
         value = values[site.name]
         if value.numel() != part.numel() or not torch.equal(value.reshape(part.shape), part):
             values[f"{site.name} (unconstrained)"] = part.reshape(len(z), *site.unconstrained_shape)
-    found = evaluate(log_joint(z), log_q, *_columns(values))
-    return found.doubted(*doubts(guide, log_joint, modes, found.log_evidence.mean))
+    evaluation = evaluate(log_joint(z), log_q, *_columns(values))
+    return evaluation.doubted(*missed_mass(guide, log_joint, modes, evaluation.log_evidence.mean))
 
 
 def _columns(values: Mapping[str, Tensor]) -> tuple[Tensor, list[str]]:

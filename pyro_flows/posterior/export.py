@@ -134,17 +134,17 @@ def _labels(posterior: PosteriorCore, groups: Mapping[str, Arrays]) -> tuple[dic
 
 def _attributes(posterior: PosteriorCore) -> dict[str, Any]:
     """Diagnostics as attributes that a netCDF file can hold."""
-    found = posterior.evaluation
+    evaluation = posterior.evaluation
     return {
         "inference_library": "pyro_flows",
-        "elbo": found.elbo.mean,
-        "elbo_se": found.elbo.se,
-        "log_evidence": found.log_evidence.mean,
-        "log_evidence_se": found.log_evidence.se,
-        "ess_fraction": found.ess,
-        "khat": found.khat,
-        "verdict": found.verdict,
-        "reasons": " ".join(found.reasons),
+        "elbo": evaluation.elbo.mean,
+        "elbo_se": evaluation.elbo.se,
+        "log_evidence": evaluation.log_evidence.mean,
+        "log_evidence_se": evaluation.log_evidence.se,
+        "ess_fraction": evaluation.ess,
+        "khat": evaluation.khat,
+        "verdict": evaluation.verdict,
+        "reasons": " ".join(evaluation.reasons),
     }
 
 
@@ -157,16 +157,16 @@ _WORDS = {
 
 def header(posterior: PosteriorCore) -> str:
     """What stands above a summary: ELBO, log evidence, ESS, k-hat, and in words whether to trust it."""
-    found = posterior.evaluation
-    limit = khat_limit(found.num_samples)
-    within = "importance weights can be used" if found.khat <= limit else "importance weights cannot be used"
+    evaluation = posterior.evaluation
+    limit = khat_limit(evaluation.num_samples)
+    within = "importance weights can be used" if evaluation.khat <= limit else "importance weights cannot be used"
     lines = [
-        f"ELBO          {found.elbo} nats",
-        f"log evidence  {found.log_evidence} nats",
-        f"ESS           {found.ess:.1%} of {found.num_samples:,} draws",
-        f"k-hat         {found.khat:.2f} ({within}; limit {limit:.2f})",
-        f"Verdict: {found.verdict}. {_WORDS[found.verdict]}",
-        *(f"  {reason}" for reason in found.reasons),
+        f"ELBO          {evaluation.elbo} nats",
+        f"log evidence  {evaluation.log_evidence} nats",
+        f"ESS           {evaluation.ess:.1%} of {evaluation.num_samples:,} draws",
+        f"k-hat         {evaluation.khat:.2f} ({within}; limit {limit:.2f})",
+        f"Verdict: {evaluation.verdict}. {_WORDS[evaluation.verdict]}",
+        *(f"  {reason}" for reason in evaluation.reasons),
         *(f"  Warning: {warning}" for warning in posterior.warnings),
     ]
     return "\n".join(lines)

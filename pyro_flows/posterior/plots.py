@@ -112,25 +112,25 @@ def _telling_pairs(
 
     score = np.nan_to_num(strongest(raw) + 2 * strongest(weighted - raw))
     first, second = np.triu_indices(k, 1)
-    found: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     uses = dict.fromkeys(range(k), 0)
     for at in np.argsort(-score[first, second]):
         a, b = int(first[at]), int(second[at])
         if max(uses[a], uses[b]) < 2:  # four views of one parameter tell less than of two
-            found.append((int(chosen[a]), int(chosen[b])))
+            pairs.append((int(chosen[a]), int(chosen[b])))
             uses[a] += 1
             uses[b] += 1
-        if len(found) == _PAIRS:
+        if len(pairs) == _PAIRS:
             break
-    return found
+    return pairs
 
 
 def _title(figure: Figure, posterior: PosteriorCore) -> None:
-    found = posterior.evaluation
-    numbers = f"ELBO {found.elbo}    log evidence {found.log_evidence}    ESS {found.ess:.1%}    k-hat {found.khat:.2f}"
-    reason = textwrap.shorten(found.reasons[0], 150, placeholder=" ...") if found.reasons else ""
-    title = f"{found.verdict.upper()}    {numbers}\n"
-    figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=VERDICTS[found.verdict])
+    evaluation = posterior.evaluation
+    numbers = f"ELBO {evaluation.elbo}    log evidence {evaluation.log_evidence}    ESS {evaluation.ess:.1%}    k-hat {evaluation.khat:.2f}"
+    reason = textwrap.shorten(evaluation.reasons[0], 150, placeholder=" ...") if evaluation.reasons else ""
+    title = f"{evaluation.verdict.upper()}    {numbers}\n"
+    figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=VERDICTS[evaluation.verdict])
     figure.text(0.012, 1 - 0.42 / figure.get_figheight(), reason, ha="left", va="top", fontsize=8.5, color=MUTED)
 
 

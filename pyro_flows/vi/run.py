@@ -38,13 +38,13 @@ class Started:
     Attributes:
         elbo: of the Gaussian that was chosen, nats.
         source: where that Gaussian comes from, in words.
-        found: whether a descent found it; otherwise it is the naive start.
+        from_descent: whether a descent led to it; otherwise it is the naive start.
         scattered: whether some coordinates start evenly everywhere, and must first find where the posterior is.
     """
 
     elbo: float
     source: str
-    found: bool
+    from_descent: bool
     scattered: bool
 
 

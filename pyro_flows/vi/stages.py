@@ -80,7 +80,7 @@ def affine(run: Run, bar: Progress) -> None:
     Left out where the warm start found more than an affine layer can keep.
     """
     guide, options = run.guide, run.options
-    if run.started is not None and run.started.found and guide.keeps_start:
+    if run.started is not None and run.started.from_descent and guide.keeps_start:
         return
     flow, particles = guide.affine_flow(), min(AFFINE_PARTICLES, options.num_particles)
     rounds = (_AFFINE_ROUNDS if run.default_flow else _MORE_ROUNDS) if guide.foldable else 1

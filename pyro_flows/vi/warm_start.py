@@ -15,6 +15,8 @@ __all__ = ["NAIVE", "Start", "find_start", "laplace"]
 
 LogDensity = Callable[[Tensor], Tensor]
 NAIVE = "naive start"  # the source of a Gaussian that no descent has found
+_SAME = 0.3  # standard deviations within which two modes count as one
+_NEWTON = 8  # steps, at most
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,76 @@ def _gradient(log_joint: LogDensity, z: Tensor) -> Tensor:
     return torch.autograd.grad(-log_joint(point.unsqueeze(0))[0], point)[0]
 
 
+class _Search:
+    """What the search for a start has spent and met so far.
+
+    Args:
+        log_joint, value_and_grad, noise, log_lengths: see :func:`find_start`.
+    """
+
+    def __init__(
+        self, log_joint: LogDensity, value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]], noise: Tensor, log_lengths: Tensor | None
+    ) -> None:
+        self.log_joint, self.value_and_grad, self.noise, self.log_lengths = log_joint, value_and_grad, noise, log_lengths
+        self.count = 0  # log density evaluations
+        self.modes: list[tuple[Tensor, Tensor]] = []
+
+    def judge(self, loc: Tensor, tril: Tensor, source: str) -> Start:
+        """A Gaussian with its ELBO."""
+        with torch.no_grad():
+            values = self.log_joint(loc + self.noise @ tril.mT)
+        self.count += len(self.noise)
+        entropies = tril.diagonal().log() + 0.5 * (1 + math.log(2 * math.pi))
+        elbo = float(values.mean() + (entropies if self.log_lengths is None else entropies.minimum(self.log_lengths)).sum())
+        return Start(loc, tril, elbo if math.isfinite(elbo) else -math.inf, source)
+
+    def minus_log_p(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient of ``-log p``, counted."""
+        self.count += 1
+        value, gradient = self.value_and_grad(z)
+        return value.detach(), gradient.detach()
+
+    def laplace(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Laplace's approximation, counted."""
+        self.count += len(z)
+        return laplace(self.log_joint, z)
+
+    def is_known(self, top: Tensor) -> bool:
+        """Whether a point is one of the modes that were met."""
+        return any(float(((top - mode) / root.norm(dim=-1)).abs().max()) < _SAME for mode, root in self.modes)
+
+    def polish(self, top: Tensor, best: Start, source: str) -> Start:
+        """Finish by Newton's steps what a badly scaled descent leaves; the best Gaussian on the way, or ``best``."""
+        for _ in range(_NEWTON):
+            approximation = self.laplace(top)
+            if approximation is None:
+                break
+            step, tril = approximation
+            best = max(best, self.judge(top, tril, source), key=lambda s: s.elbo)
+            value = float(self.minus_log_p(top)[0])
+            length = next((t for t in (1.0, 0.3, 0.03) if float(self.minus_log_p(top + t * step)[0]) < value), 0.0)
+            top = top + length * step
+            if length * float((step / tril.norm(dim=-1)).abs().max()) < 1e-2:
+                self.modes.append((top, tril))
+                break
+        return best
+
+    def look_along(self, path: list[Tensor], best: Start, source: str) -> Start:
+        """How far down a path is a Gaussian still good? The best of some, or ``best``."""
+        for point in _spread_out(path, 5):
+            approximation = self.laplace(point)
+            if approximation is not None:
+                best = max(best, self.judge(point, approximation[1], source), key=lambda s: s.elbo)
+        return best
+
+
 def find_start(
     log_joint: LogDensity,
     value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
     points: Tensor,
     naive_scale: float,
     noise: Tensor,
-    room: Tensor | None = None,
+    log_lengths: Tensor | None = None,
     steps: int = 150,
 ) -> tuple[Start, int, list[tuple[Tensor, Tensor]]]:
     """The Gaussian with the best ELBO among Laplace approximations along several descents and the naive one.
@@ -110,8 +175,8 @@ def find_start(
         points: starting points ``(K, d)``, of the descents and of the naive Gaussians.
         naive_scale: standard deviation of the narrow naive Gaussians; wide ones have 1.
         noise: standard normal draws ``(N, d)``, the same for all candidates.
-        room: the log length of the interval that each coordinate lives on, ``(d,)``, infinite for numbers: no entropy is larger. Without it a
-            Gaussian of a periodic density would be the better the wider it is.
+        log_lengths: the logarithm of the length of the interval that each coordinate lives on, ``(d,)``, infinite for numbers: no entropy is
+            larger. Without it a Gaussian of a periodic density would be the better the wider it is.
         steps: L-BFGS iterations from each point.
 
     Returns:
@@ -121,58 +186,19 @@ def find_start(
     A Laplace approximation can be catastrophic (a funnel has no mode at all), so nothing is taken on trust: the path's earlier points stand as
     candidates too, and the naive Gaussian wins when all of them are worse.
     """
-    count = 0
-    dim = points.shape[-1]
-    eye = torch.eye(dim, dtype=points.dtype, device=points.device)
-
-    def judge(loc: Tensor, tril: Tensor, source: str) -> Start:
-        nonlocal count
-        with torch.no_grad():
-            values = log_joint(loc + noise @ tril.mT)
-        count += len(noise)
-        entropies = tril.diagonal().log() + 0.5 * (1 + math.log(2 * math.pi))
-        elbo = float(values.mean() + (entropies if room is None else entropies.minimum(room)).sum())
-        return Start(loc, tril, elbo if math.isfinite(elbo) else -math.inf, source)
-
-    def counted(z: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal count
-        count += 1
-        value, gradient = value_and_grad(z)
-        return value.detach(), gradient.detach()
-
-    modes: list[tuple[Tensor, Tensor]] = []
-
-    def known(top: Tensor) -> bool:
-        return any(float(((top - mode) / root.norm(dim=-1)).abs().max()) < 0.3 for mode, root in modes)
-
-    plain = (judge(point, eye * s, NAIVE) for point in points for s in (naive_scale, 1.0))
+    search = _Search(log_joint, value_and_grad, noise, log_lengths)
+    eye = torch.eye(points.shape[-1], dtype=points.dtype, device=points.device)
+    plain = (search.judge(point, eye * s, NAIVE) for point in points for s in (naive_scale, 1.0))
     best = naive = max(plain, key=lambda s: s.elbo)
     for k, point in enumerate(points):
-        path = _minimise(counted, point, steps)
-        top, accepted = path[-1], best
-        if known(top):
+        path = _minimise(search.minus_log_p, point, steps)
+        if search.is_known(path[-1]):
             continue
-        for _ in range(8):  # Newton's steps finish what a badly scaled descent leaves
-            found = laplace(log_joint, top)
-            count += dim
-            if found is None:
-                break
-            step, tril = found
-            accepted = max(accepted, judge(top, tril, f"Laplace from start {k}"), key=lambda s: s.elbo)
-            value = counted(top)[0]
-            length = next((t for t in (1.0, 0.3, 0.03) if float(counted(top + t * step)[0]) < float(value)), 0.0)
-            top = top + length * step
-            if length * float((step / tril.norm(dim=-1)).abs().max()) < 1e-2:
-                modes.append((top, tril))
-                break
-        if accepted is best or accepted.elbo < naive.elbo:
-            for point in _spread_out(path, 5):  # no usable mode: how far down the path is a Gaussian still good?
-                found = laplace(log_joint, point)
-                count += dim
-                if found is not None:
-                    accepted = max(accepted, judge(point, found[1], f"the descent from start {k}"), key=lambda s: s.elbo)
-        best = max(best, accepted, key=lambda s: s.elbo)
-    return best, count, modes
+        polished = search.polish(path[-1], best, f"Laplace from start {k}")
+        if polished is best or polished.elbo < naive.elbo:  # no usable mode
+            polished = search.look_along(path, polished, f"the descent from start {k}")
+        best = max(best, polished, key=lambda s: s.elbo)
+    return best, search.count, search.modes
 
 
 def _spread_out(path: list[Tensor], count: int) -> list[Tensor]:

@@ -14,7 +14,7 @@ from ..manifolds import Sphere, Torus
 from ..model.log_joint import LogJoint
 from ..model.sites import LatentSite
 
-__all__ = ["all_round", "doubts", "missed_modes"]
+__all__ = ["all_round", "missed_mass", "missed_modes"]
 
 _TOO_MUCH = 0.05  # of a density: a guide that has next to nothing of it is poor
 _THIN = math.log(0.05)  # of the density that there should be: next to nothing
@@ -26,7 +26,7 @@ _BLOCKS, _BLOCK = 8, 64  # of draws around a mode: the median of their means is 
 
 
 @torch.no_grad()
-def doubts(guide: AutoFlow, log_joint: LogJoint, modes: Iterable[tuple[Tensor, Tensor]], log_evidence: float) -> list[str]:
+def missed_mass(guide: AutoFlow, log_joint: LogJoint, modes: Iterable[tuple[Tensor, Tensor]], log_evidence: float) -> list[str]:
     """What the guide overlooks, in words; nothing where the model's density is random.
 
     Args:
@@ -37,25 +37,25 @@ def doubts(guide: AutoFlow, log_joint: LogJoint, modes: Iterable[tuple[Tensor, T
 
     Cost: that of :func:`all_round` and :func:`missed_modes`.
     """
-    found: list[str] = []
+    reasons: list[str] = []
     if log_joint.stochastic:  # noise would look like modes
-        return found
+        return reasons
     on_manifolds = any(s.manifold is not None for s in guide.sites)
     remedy = "Fit again from other seeds" if on_manifolds else "Use AutoStochasticFlow, which keeps separate modes"
     for site, share in all_round(guide, log_joint).items():
         if share > _TOO_MUCH:
-            found.append(
+            reasons.append(
                 f"With all else held fixed, about {share:.0%} of the density of {site} lies where the guide hardly ever draws: it misses a mode, "
                 "or much of a wide one. Fit again from other seeds, or let a prior choose one of modes that mean the same."
             )
     modes = list(modes)
     for share, (loc, _) in zip(missed_modes(guide, log_joint, modes, log_evidence), modes, strict=True):
         if share > _TOO_MUCH:
-            found.append(
+            reasons.append(
                 f"At least {share:.0%} of the posterior lies around another mode, with {_farthest(guide, loc)}, where the guide hardly ever draws. "
                 f"{remedy}, or let a prior choose one of modes that mean the same."
             )
-    return found
+    return reasons
 
 
 @torch.no_grad()
@@ -76,10 +76,10 @@ def all_round(guide: AutoFlow, log_joint: LogJoint) -> dict[str, float]:
     Cost: 5120 evaluations of model and flow for a direction or an angle, less for each where there are more than four, 320 at least; of more than 64
     directions and angles some are looked at.
     """
-    found: dict[str, float] = {}
+    worst: dict[str, float] = {}
     indices = {s.name: torch.arange(s.start, s.stop).split(_numbers(s)) for s in guide.sites if s.manifold is not None}
     if not indices:
-        return found
+        return worst
     flow, total = guide.flow(), sum(map(len, indices.values()))
     draws, count = flow.sample((_FROM,)), min(_MOST, max(_LEAST, _ALL // total))
     for name, runs in indices.items():
@@ -89,8 +89,8 @@ def all_round(guide: AutoFlow, log_joint: LogJoint) -> dict[str, float]:
             values = (f(points.flatten(0, 1)).view(_FROM, count) for f in (log_joint, flow.log_prob))
             p, q = (v.nan_to_num(nan=-torch.inf, neginf=-torch.inf).log_softmax(-1) for v in values)
             shares.append((p.exp() * ~(q >= p + _THIN)).nansum(-1).median())
-        found[name] = float(torch.stack(shares).max())
-    return found
+        worst[name] = float(torch.stack(shares).max())
+    return worst
 
 
 @torch.no_grad()
