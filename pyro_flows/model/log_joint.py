@@ -20,12 +20,14 @@ from ..numerics.random import seeded
 from .context import running
 from .enumeration import EnumeratedDensity, TraceableEnum
 from .failures import in_a_line
+from .particles import gather, plainly, same
 from .sites import is_deterministic
-from .without_masks import WithoutMasks
+from .traceable import Traceable, traceable
 
 __all__ = ["LogJoint", "without_init"]
 
 Tensors = dict[str, Tensor]
+_ROUNDING = 1e-5  # relative, of values in float64 that a model computes in float32 in between
 
 
 class LogJoint:
@@ -95,6 +97,7 @@ class LogJoint:
         self.reason, self.stochastic = "", False
         self.enumerated: tuple[str, ...] = ()
         self._evaluator: EnumeratedDensity | None = None
+        self._fills = False  # whether the model fills tensors in place
         self._enum_model: Callable[..., Any] = self.model
         with seeded(0):
             points = self._probe_points()
@@ -154,8 +157,8 @@ class LogJoint:
 
     def _run(self, model: Callable[..., Any], z: Tensor) -> Trace:
         """Trace the model at one particle, hidden from any handler around the call."""
-        with poutine.block():
-            conditioned = poutine.condition(WithoutMasks()(model), data=self.guide.unpack(z))
+        with poutine.block(), traceable(z, self._fills):
+            conditioned = poutine.condition(Traceable()(model), data=self.guide.unpack(z))
             return poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
 
     def trace_at(self, z: Tensor) -> Trace:
@@ -173,7 +176,7 @@ class LogJoint:
             raise ModelError(f"the model failed while its log density was evaluated: {in_a_line(error, 600)}. {remedy}") from error
         sites = {k: v for k, v in self.trace.nodes.items() if v["type"] == "sample"}
         self.frozen = [k for k, v in self.trace.nodes.items() if v["type"] == "param"]
-        subsampled = [k for k, v in sites.items() if isinstance(v["fn"], _Subsample) and len(v["value"]) < v["fn"].size]
+        subsampled = self._drawn_rows(z, sites)
         drawn = {k: v for k, v in sites.items() if not v["is_observed"] and not isinstance(v["fn"], _Subsample)}
         summed = {k for k, v in drawn.items() if v["infer"].get("enumerate") == "parallel"}
         free = [k for k in drawn if k not in summed]
@@ -192,6 +195,14 @@ class LogJoint:
         ]
         if summed:
             self._enumerate(z, summed)
+
+    def _drawn_rows(self, z: Tensor, sites: Mapping[str, Any]) -> list[str]:
+        """Subsampled plates that draw their rows; one whose rows are given has the same ones in every run."""
+        plates = [k for k, v in sites.items() if isinstance(v["fn"], _Subsample) and len(v["value"]) < v["fn"].size]
+        if not plates:
+            return plates
+        again = self.trace_at(z).nodes
+        return [k for k in plates if not torch.equal(torch.as_tensor(again[k]["value"]), torch.as_tensor(sites[k]["value"]))]
 
     def _enumerate(self, z: Tensor, names: set[str]) -> None:
         """Prepare to sum out discrete sites, as Pyro's own HMC does."""
@@ -242,30 +253,40 @@ class LogJoint:
 
         with running(points.dtype):
             looped = torch.stack([self._density(z) for z in points]).detach()
-            if not _same(self._density(points[0]).detach(), looped[0]):
+            if not same(self._density(points[0]).detach(), looped[0]):
                 self.stochastic = True
                 self.reason = "the value changes from run to run at the same point: the model draws random numbers"
                 return "loop"
             if wanted == "vmap":
                 return "vmap"
-            try:
-                values, pull = torch.func.vjp(batched, points)[:2]
-                pull(torch.ones_like(values))
-            except Exception as error:
-                self.reason = f"vmap refused the model: {_plainly(error)}"
-                return "loop"
-        if not _same(values.detach(), looped):
+            values = self._try(batched, points)
+        if values is None:
+            return "loop"
+        if not same(values, looped, _ROUNDING):
             self.reason = "under vmap the model computes another value than for one particle at a time"
             return "loop"
         return "vmap"
 
+    def _try(self, batched: Callable[[Tensor], Tensor], points: Tensor) -> Tensor | None:
+        """Values of the vmapped density if it can be differentiated; where it fails, once more with tensors that can be filled in place."""
+        for self._fills in (False, True):
+            try:
+                values, pull = torch.func.vjp(batched, points)[:2]
+                pull(torch.ones_like(values))
+                self.reason = ""
+                return values.detach()
+            except Exception as error:
+                self.reason = self.reason or f"vmap refused the model: {plainly(error)}"
+        self._fills = False
+        return None
+
     def _map(self, function: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Apply a function of one particle to (N, d): outputs (tensors, or dicts of them) stacked along the front."""
         if self.mode == "loop":
-            return _gather([function(point) for point in z], torch.stack)
+            return gather([function(point) for point in z], torch.stack)
         chunks = z.split(self._chunk) if len(z) > self._chunk else (z,)
         results = [torch.func.vmap(function)(chunk) for chunk in chunks]
-        return results[0] if len(results) == 1 else _gather(results, torch.cat)
+        return results[0] if len(results) == 1 else gather(results, torch.cat)
 
     def _by_site(self, z: Tensor, function: Callable[[Tensor], Tensors], names: list[str]) -> Tensors:
         self._check(z)
@@ -290,26 +311,3 @@ def without_init(model: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(wrapped, partial) and len(wrapped.args) == 2 and isinstance(wrapped.args[0], InitMessenger):
         return wrapped.args[1]
     return model
-
-
-def _plainly(error: Exception) -> str:
-    """One line for what vmap says in many."""
-    text = str(error)
-    known = {
-        "data-dependent control flow": "its control flow depends on the value of a latent site",
-        ".item()": "it calls .item() (or float(), int()) on a latent value",
-        "randomness": "it draws random numbers that nothing conditions",
-        "dynamic": "the shape of a tensor depends on a latent value",
-    }
-    return next((plain for sign, plain in known.items() if sign in text), in_a_line(error, 200))
-
-
-def _gather(parts: list[Any], how: Callable[[list[Tensor]], Tensor]) -> Any:
-    if isinstance(parts[0], dict):
-        return {k: how([part[k] for part in parts]) for k in parts[0]}
-    return how(parts)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    tolerance = 1e-3 if a.dtype in (torch.float32, torch.float16, torch.bfloat16) else 1e-8
-    return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True).all())

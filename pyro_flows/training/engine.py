@@ -61,7 +61,8 @@ def _capture(step: Step, example: tuple[Tensor, ...]) -> torch.fx.GraphModule:
             graph = make_fx(step)(*example)
     except Exception as error:
         raise CaptureError(f"the step cannot be captured: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-    graph.graph.eliminate_dead_code()
+    if not any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.graph.nodes):
+        graph.graph.eliminate_dead_code()  # what is written in place would count as dead in older versions
     graph.recompile()
     return graph
 
