@@ -14,11 +14,11 @@ from ..errors import DtypeError, ModelError, PyroFlowsError
 from ..numerics.fingerprint import leaves
 from .failures import in_a_line
 
-__all__ = ["check_inputs", "converted", "explained"]
+__all__ = ["converted", "explained", "not_finite"]
 
 
-def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise a ``ModelError`` that names the argument when a tensor, an array or a number in the arguments is NaN or infinite."""
+def not_finite(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Which argument has NaN or infinite numbers, and where, in words; empty where all are finite."""
     named = [*((f"argument {i}", v) for i, v in enumerate(args)), *((f"argument {k!r}", v) for k, v in kwargs.items())]
     for name, value in (leaf for n, v in named for leaf in leaves(v, n)):
         if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
@@ -27,12 +27,10 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = torch.tensor(value)
         if isinstance(value, Tensor) and value.is_floating_point():
             bad = ~torch.isfinite(value)
-            count = int(bad.sum())
-            if count:
+            if count := int(bad.sum()):
                 where = [tuple(i) for i in bad.nonzero()[:3].tolist()]
-                raise ModelError(
-                    f"{name} has {count} NaN or infinite value(s), the first at {where}: remove those rows, or impute them as latent sites"
-                )
+                return f"{name} has {count} NaN or infinite value(s), the first at {where}"
+    return ""
 
 
 def converted(value: Any, dtype: torch.dtype) -> Any:

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..errors import ModelError, OptionError, ShapeError
 from ..numerics.random import seeded
-from .context import running
+from .context import running, without_init
 from .enumeration import EnumeratedDensity, TraceableEnum
 from .failures import in_a_line
-from .particles import gather, plainly, same
+from .particles import ByAutograd, gather, plainly, same
 from .sites import is_deterministic
 from .traceable import Traceable, traceable
 
-__all__ = ["LogJoint", "without_init"]
+__all__ = ["LogJoint"]
 
 Tensors = dict[str, Tensor]
 _ROUNDING = 1e-5  # relative, of values in float64 that a model computes in float32 in between
@@ -105,6 +103,7 @@ class LogJoint:
             self.size = self._trace_size()
             self._chunk = max(1, max_elements // max(1, self.size))
             self.mode = self._choose_mode(points, mode)
+            self._by_autograd = self.mode == "loop" and not self._has_functional_slopes(points)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Log joint density, Jacobian of the supports' bijections included.
@@ -119,7 +118,8 @@ class LogJoint:
         with running(z.dtype):
             if z.dim() == 1:
                 return self._density(z)
-            flat = self._map(self._density, z.reshape(-1, self.latent_dim))
+            points = z.reshape(-1, self.latent_dim)
+            flat = ByAutograd.apply(points, self._densities)[0] if self._by_autograd else self._densities(points)
         return flat.reshape(z.shape[:-1])
 
     @torch.no_grad()
@@ -240,6 +240,9 @@ class LogJoint:
         nodes = [(k, trace.nodes[k]) for k in self.likelihood_sites]
         return {k: scale_and_mask(node["unscaled_log_prob"], mask=node["mask"]) for k, node in nodes}
 
+    def _densities(self, points: Tensor) -> Tensor:
+        return self._map(self._density, points)
+
     # Many particles -----------------------------------------------------------------------------------------------
 
     def _choose_mode(self, points: Tensor, wanted: str) -> str:
@@ -280,6 +283,15 @@ class LogJoint:
         self._fills = False
         return None
 
+    def _has_functional_slopes(self, points: Tensor) -> bool:
+        """Whether ``torch.func`` can differentiate the model, which some of Pyro's own autograd functions do not allow."""
+        try:
+            with running(points.dtype):
+                torch.func.grad(self._density)(points[0])
+        except RuntimeError:
+            return False
+        return True
+
     def _map(self, function: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Apply a function of one particle to (N, d): outputs (tensors, or dicts of them) stacked along the front."""
         if self.mode == "loop":
@@ -303,11 +315,3 @@ class LogJoint:
         why = f", reason={self.reason!r}" if self.reason else ""
         summed = f", enumerated={self.enumerated}" if self.enumerated else ""
         return f"LogJoint(latent_dim={self.latent_dim}, mode={self.mode!r}{why}{summed})"
-
-
-def without_init(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The user's model, where a guide has wrapped it (``guide.model``) to draw initial values at every site."""
-    wrapped = getattr(model, "func", None)
-    if isinstance(wrapped, partial) and len(wrapped.args) == 2 and isinstance(wrapped.args[0], InitMessenger):
-        return wrapped.args[1]
-    return model

@@ -10,7 +10,28 @@ from torch import Tensor
 
 from .failures import in_a_line
 
-__all__ = ["gather", "plainly", "same"]
+__all__ = ["ByAutograd", "gather", "plainly", "same"]
+
+
+class ByAutograd(torch.autograd.Function):
+    """Values ``(N,)`` of a function of points ``(N, d)`` with slopes by plain autograd, for what ``torch.func`` cannot differentiate."""
+
+    @staticmethod
+    def forward(z: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        with torch.enable_grad():
+            point = z.detach().requires_grad_()
+            values = function(point)
+            (slopes,) = torch.autograd.grad(values.sum(), point)
+        return values.detach(), slopes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return slope.unsqueeze(-1) * ctx.saved_tensors[0], None
 
 
 def plainly(error: Exception) -> str:

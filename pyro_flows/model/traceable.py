@@ -93,11 +93,27 @@ class Traceable(Messenger):
     """Gives a model's sites distributions that can be traced, under whatever they are wrapped in.
 
     ``Multinomial`` computes without masks; a distribution that was made before the fit loses the checks of values that it brings along, which branch
-    on them (``expand`` copies the setting of its time into the distribution).
+    on them (``expand`` copies the setting of its time into the distribution). Missing data behind a mask are filled by data that are not missing: the
+    mask removes their density, but not the NaN of its slope.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["fn"] = _traceable(msg["fn"])
+        if msg["is_observed"] and isinstance(msg["mask"], Tensor):
+            msg["value"] = _without_missing(msg["value"], msg["mask"], msg["fn"].event_dim)
+
+
+def _without_missing(value: Any, mask: Tensor, event_dim: int) -> Any:
+    """Observed values with what is not finite behind the mask replaced by an observation that is."""
+    plain = isinstance(value, Tensor) and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, (value, mask)))
+    if not plain or not value.is_floating_point() or bool(torch.isfinite(value).all()):
+        return value
+    sound = torch.isfinite(value.flatten(value.dim() - event_dim) if event_dim else value.unsqueeze(-1)).all(-1)
+    if not bool(sound.any()):
+        return value
+    filler = value[sound][0] if sound.dim() else value
+    shown = mask.reshape(mask.shape + (1,) * event_dim)
+    return torch.where(shown | torch.isfinite(value), value, filler)
 
 
 def _traceable(fn: Any) -> Any:

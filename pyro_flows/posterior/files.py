@@ -13,9 +13,9 @@ import torch
 from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
 from ..guides import GUIDES, AutoFlow
-from ..model.context import running
+from ..model.context import running, without_init
 from ..model.inputs import converted, explained
-from ..model.log_joint import LogJoint, without_init
+from ..model.log_joint import LogJoint
 from ..numerics.fingerprint import fingerprint, fingerprints_agree
 from ..numerics.random import seeded
 from ..training.storage import write

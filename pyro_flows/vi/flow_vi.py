@@ -12,7 +12,7 @@ import torch
 from ..errors import ConvergenceWarning, ModelError, OptionError
 from ..guides import AutoFlow
 from ..model.context import running
-from ..model.inputs import check_inputs, converted
+from ..model.inputs import converted
 from ..numerics.fingerprint import fingerprint
 from ..numerics.random import seeded
 from ..posterior.posterior import Posterior
@@ -108,7 +108,6 @@ class FlowVI:
 
     def run(self, *args: Any, **kwargs: Any) -> Posterior:
         """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""
-        check_inputs(args, kwargs)
         dtype = self.options.dtype
         with seeded(self.options.seed), running(dtype, validate=True):
             return self._run(converted(args, dtype), converted(kwargs, dtype))

@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError, ShapeError, SupportError
+from ..errors import ModelError, PyroFlowsError, ShapeError, SupportError
 from ..guides import AutoFlow, auto_guide
 from ..manifolds.supports import complaint, contains
-from ..model.inputs import explained
+from ..model.inputs import explained, not_finite
 from ..model.log_joint import LogJoint
 
 __all__ = ["set_up"]
+
+_PROBES = 16  # draws of the guide at which the density must be finite
+_MASK = (
+    "Remove those rows, make them latent sites, or hide them from the likelihood: obs=torch.where(ok, y, 0.0) inside poutine.mask(mask=ok), "
+    "or obs_mask=ok"
+)
 
 
 def set_up(
@@ -30,19 +36,32 @@ def set_up(
         SupportError: a site without a bijection from the reals.
         DtypeError: the model mixes dtypes or devices.
     """
-    with explained(dtype):
-        made = guide if isinstance(guide, AutoFlow) else auto_guide(model, args, kwargs, **guide)
-        made = made.setup(*args, **kwargs).to(dtype)
-        log_joint = LogJoint(model, made, args, kwargs)
-        with torch.no_grad():
-            values = log_joint(made.flow().sample((16,)))
-    _check_observations(log_joint)
-    if not bool(torch.isfinite(values).any()):
+    missing = not_finite(args, kwargs)
+    try:
+        with explained(dtype):
+            made = guide if isinstance(guide, AutoFlow) else auto_guide(model, args, kwargs, **guide)
+            made = made.setup(*args, **kwargs).to(dtype)
+            log_joint = LogJoint(model, made, args, kwargs)
+            values, slopes = _values_and_slopes(log_joint, made.flow().sample((_PROBES,)))
+        _check_observations(log_joint)
+    except PyroFlowsError as error:
+        if missing:
+            raise ModelError(f"{missing}, and the model cannot be evaluated with them. {_MASK}") from error
+        raise
+    if not bool((torch.isfinite(values) & torch.isfinite(slopes).all(-1)).any()):
+        if missing:
+            raise ModelError(f"{missing}, and so is the model's log density or its gradient. {_MASK}")
         raise ModelError(
-            f"the log joint density is not finite at 16 draws around the initial point{_culprits(log_joint)}: check the data against the "
+            f"the log joint density is not finite at {_PROBES} draws around the initial point{_culprits(log_joint)}: check the data against the "
             "likelihood's support, or start elsewhere with AutoFlow(model, init_loc_fn=...)"
         )
     return made, log_joint
+
+
+def _values_and_slopes(log_joint: LogJoint, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The log joint density ``(N,)`` and its gradients ``(N, d)`` at some points."""
+    values, pull = torch.func.vjp(log_joint, z.detach())  # type: ignore[misc]
+    return values, pull(torch.ones_like(values))[0]
 
 
 def _check_observations(log_joint: LogJoint) -> None:
@@ -67,7 +86,7 @@ def _is_fixed(log_joint: LogJoint, name: str) -> bool:
 
 def _check_shape(name: str, site: dict[str, Any]) -> None:
     """Raise a ``ShapeError`` where data broadcast against their distribution instead of lining up with it, or do not fit the plates."""
-    shape, batch = site["log_prob"].shape, site["fn"].batch_shape
+    shape, batch = site["log_prob"].shape, torch.Size(site["fn"].batch_shape)  # some of Pyro's distributions have a plain tuple
     value = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
     sizes = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
     fits = all(-dim <= len(shape) and shape[dim] in (1, size) for dim, size in sizes.items())
