@@ -18,6 +18,8 @@ __all__ = [
     "CaptureError",
     "TrainingError",
     "CheckpointError",
+    "ConcurrencyError",
+    "CheckpointWarning",
     "ConvergenceWarning",
     "SupportWarning",
 ]
@@ -81,6 +83,14 @@ class TrainingError(PyroFlowsError, RuntimeError):
 
 class CheckpointError(PyroFlowsError, RuntimeError):
     """A file is not a checkpoint of this model and guide, or is damaged."""
+
+
+class ConcurrencyError(PyroFlowsError, RuntimeError):
+    """Two threads fit at the same time, and would share torch's random numbers and default dtype: use processes instead."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be written, as on a full disk; the fit goes on without it."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -12,6 +12,8 @@ import torch
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch.distributions import Distribution
 
+from ..numerics.random import exclusive
+
 __all__ = ["running", "without_init"]
 
 
@@ -21,14 +23,15 @@ def running(dtype: torch.dtype, validate: bool = False) -> Iterator[None]:
 
     Pyro's and torch's checks branch on values, which ``vmap`` refuses. All is put back at the end.
     """
-    checks, default = Distribution._validate_args, torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(dtype)
-        with pyro.validation_enabled(validate and pyro.infer.util.is_validation_enabled()):
-            yield
-    finally:
-        torch.set_default_dtype(default)
-        Distribution.set_default_validate_args(checks)
+    with exclusive():
+        checks, default = Distribution._validate_args, torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(dtype)
+            with pyro.validation_enabled(validate and pyro.infer.util.is_validation_enabled()):
+                yield
+        finally:
+            torch.set_default_dtype(default)
+            Distribution.set_default_validate_args(checks)
 
 
 def without_init(model: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,20 +1,43 @@
-"""torch's global random numbers: borrowed for a while and put back, or saved and restored."""
+"""torch's global state: random numbers borrowed for a while and put back, or saved and restored; by one thread at a time."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["random_state", "restore_random_state", "seeded"]
+from ..errors import ConcurrencyError
+
+__all__ = ["exclusive", "random_state", "restore_random_state", "seeded"]
+
+_in_use = threading.RLock()
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Let one thread alone use what torch and Pyro have once a process: random numbers, the default dtype, the stack of handlers.
+
+    Raises:
+        ConcurrencyError: another thread is using it.
+    """
+    if not _in_use.acquire(blocking=False):
+        raise ConcurrencyError(
+            "another thread is fitting or drawing: torch's random numbers and default dtype are shared by all threads, so both would be wrong. "
+            "Run fits one after another, or in processes of their own, such as concurrent.futures.ProcessPoolExecutor"
+        )
+    try:
+        yield
+    finally:
+        _in_use.release()
 
 
 @contextmanager
 def seeded(seed: int | None = None) -> Iterator[None]:
     """Random numbers that follow from a seed, or go on from where they are; at the end the user's stream is back where it was."""
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    with exclusive(), torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         if seed is not None:
             torch.manual_seed(seed)
         yield

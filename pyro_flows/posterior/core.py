@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class PosteriorCore:
         engines: Mapping[str, str] | None = None,
         seed: int = 0,
     ) -> None:
-        self.guide, self.log_joint = guide.eval(), log_joint  # a posterior does not change when it is asked
+        self.guide, self.log_joint = _own_copy(guide).eval(), log_joint  # a posterior does not change when it is asked, or the guide trained again
         self.evaluation = evaluation if converged else evaluation.unconverged()
         self.history = [dict(record) for record in history]
         self.converged, self.warnings = converged, list(warnings)
@@ -214,3 +215,10 @@ class PosteriorCore:
         evaluated = str(self.evaluation).replace("ELBO", "ELBO (IWHVI)", int(self.bound == "IWHVI")).splitlines()
         lines = [f"Posterior of {shapes} ({self.guide.latent_dim} dimensions)", *("  " + line for line in evaluated)]
         return "\n".join([*lines, *("  warning: " + line for line in self.warnings)])
+
+
+def _own_copy(guide: AutoFlow) -> AutoFlow:
+    """The same guide with a flow of its own; the model, and all else, is shared."""
+    own = copy.copy(guide)
+    own.__dict__["_modules"] = {**guide._modules, "flow": copy.deepcopy(guide._modules["flow"])}
+    return own

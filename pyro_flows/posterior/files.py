@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
@@ -18,16 +19,18 @@ from ..model.inputs import converted, explained
 from ..model.log_joint import LogJoint
 from ..numerics.fingerprint import fingerprint, fingerprints_agree
 from ..numerics.random import seeded
-from ..training.storage import write
+from ..training.storage import read, write
 from .core import PosteriorCore
 
 __all__ = ["load", "save"]
 
 P = TypeVar("P", bound=PosteriorCore)
 
-_FORMAT = "pyro_flows.Posterior/1"
+_FORMAT = "pyro_flows.Posterior/2"
 _DTYPES = {"torch.float32": torch.float32, "torch.float64": torch.float64}
 _FLOAT32 = 1e-6  # relative error of a copy in that precision
+_POINTS = 16  # draws at which a file holds the model's log density
+_SAME_DENSITY = 1e-4  # relative to the log density: data in single precision may change it by so much
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -61,12 +64,10 @@ def save(posterior: PosteriorCore, path: str | Path) -> None:
         "timings": _plain(posterior.timings),
         "engines": _plain(posterior.engines),
         "seed": int(posterior.seed),
+        "density": _density(posterior),
         "data": _data(posterior.log_joint.model, posterior.log_joint.args, posterior.log_joint.kwargs),
     }
-    try:
-        write(content, path)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be written: {error}") from error
+    write(content, path)
 
 
 def load(
@@ -108,7 +109,34 @@ def load(
         except (RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{shown} was written with another flow, or by another version: pass an AutoFlow made in the same way") from error
         log_joint = LogJoint(guide.model, guide, args, kwargs)
+    _check_density(content["density"], log_joint, shown)
     return cls(guide, log_joint, evaluation, *rest)
+
+
+@torch.no_grad()
+def _density(posterior: PosteriorCore) -> list[Tensor]:
+    """Some draws and the model's log density there; nothing where that is random."""
+    if posterior.log_joint.stochastic:
+        return []
+    with seeded(0):
+        z = posterior.guide.flow().sample((_POINTS,))
+    return [z.cpu(), posterior.log_joint(z).cpu()]
+
+
+@torch.no_grad()
+def _check_density(saved: list[Tensor], log_joint: LogJoint, shown: str) -> None:
+    """Raise a ``CheckpointError`` if the model's log density at the saved points is not what it was."""
+    if not saved or log_joint.stochastic:
+        return
+    z, before = saved
+    now = log_joint(z)
+    off = ((now - before).abs() / before.abs().clamp(min=1.0)).nan_to_num(nan=0.0)  # -inf both times
+    if float(off.max()) > _SAME_DENSITY:
+        worst = int(off.argmax())
+        raise CheckpointError(
+            f"{shown} was fitted to another version of the model: its log density at a saved point was {float(before[worst]):.6g} and is now "
+            f"{float(now[worst]):.6g}. Fit this model anew, or load the file with the model as it was"
+        )
 
 
 def _data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -129,13 +157,13 @@ def _other_arguments(saved: list[Any], model: Callable[..., Any], args: tuple[An
 
 def _read(path: str | Path, shown: str) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read(Path(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {shown}") from error
-    except Exception as error:
-        raise CheckpointError(f"{shown} is damaged, or no file of pyro_flows ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise CheckpointError(f"{shown} was not written by Posterior.save")
+    if content.get("format") != _FORMAT:
+        raise CheckpointError(f"{shown} was not written by Posterior.save of this version of pyro_flows")
+    if not all(bool(torch.isfinite(t).all()) for t in content["guide"].values() if t.is_floating_point()):
+        raise CheckpointError(f"{shown} holds a guide with parameters that are NaN or infinite: fit again")
     return content
 
 

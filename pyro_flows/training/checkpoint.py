@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, CheckpointWarning
 from ..numerics.fingerprint import fingerprints_agree
 from ..numerics.random import random_state, restore_random_state
-from .storage import write
+from .storage import read, write
 
 __all__ = ["Checkpoint", "remedy_of_interrupt"]
 
@@ -27,18 +27,28 @@ class Checkpoint:
 
     Attributes:
         fingerprint: plain values that must agree too, such as what the run depends on besides the module.
+        failed: whether the file could not be written.
     """
 
     def __init__(self, path: str | Path, kind: str) -> None:
         self.path, self.kind = Path(path), kind
         self.fingerprint: list[Any] = []
+        self.failed = False
         if not self.path.parent.is_dir():
             raise CheckpointError(f"checkpoint={str(path)!r}: the folder {str(self.path.parent)!r} does not exist")
 
     def save(self, module: nn.Module, state: dict[str, Any]) -> None:
-        """Write the module's parameters, ``state`` (tensors and plain values) and, unless it has one, the global random state."""
+        """Write the module's parameters, ``state`` (tensors and plain values) and, unless it has one, the global random state.
+
+        Where that fails, as on a full disk, a ``CheckpointWarning`` says so once, the file stays as it was, and the run goes on.
+        """
         own = {"format": self._format, "signature": self._signature(module), "module": module.state_dict()}
-        write({**own, **random_state(), **state}, self.path)
+        try:
+            write({**own, **random_state(), **state}, self.path)
+        except CheckpointError as error:
+            if not self.failed:
+                warnings.warn(f"{error}. The fit goes on, and can be resumed from what the file held before", CheckpointWarning, stacklevel=2)
+            self.failed = True
 
     def _signature(self, module: nn.Module) -> list[Any]:
         """What must agree between file and run: the fingerprint, the parameters' shapes and, for a guide, the sites and theirs."""
@@ -58,19 +68,13 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        try:
-            content = torch.load(self.path, weights_only=True)
-            known = content["format"] == self._format
-            signature, module_state, *_ = (content[part] for part in ("signature", "module", "random", "cuda")) if known else ([], {})
-        except Exception as error:
-            what = f"{str(self.path)!r} cannot be read as a checkpoint ({type(error).__name__})"
-            raise CheckpointError(f"{what}: delete it, or give another path") from error
-        if not known:
+        content = read(self.path)
+        if content.get("format") != self._format:
             raise CheckpointError(f"{str(self.path)!r} is not a {self.kind} checkpoint: give another path")
-        if not fingerprints_agree(signature, self._signature(module), _SUMMATION):
-            what = f"{str(self.path)!r} belongs to another model, guide, flow or data (sites, shapes, rows or options differ)"
+        if not fingerprints_agree(content["signature"], self._signature(module), _SUMMATION):
+            what = f"{str(self.path)!r} belongs to another model, guide, flow or data (sites, shapes, densities, rows or options differ)"
             raise CheckpointError(f"{what}: delete it, or give another path")
-        module.load_state_dict(module_state)
+        module.load_state_dict(content["module"])
         restore_random_state(content)
         return content
 

@@ -13,6 +13,7 @@ from ..errors import ConvergenceWarning, ModelError, OptionError
 from ..guides import AutoFlow
 from ..model.context import running
 from ..model.inputs import converted
+from ..model.log_joint import LogJoint
 from ..numerics.fingerprint import fingerprint
 from ..numerics.random import seeded
 from ..posterior.posterior import Posterior
@@ -114,9 +115,9 @@ class FlowVI:
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:
         options = self.options
-        if options.checkpoint is not None:
-            options.checkpoint.fingerprint = [options.fingerprint(), fingerprint(args, kwargs)]
         guide, log_joint = set_up(self.model, self.guide or self._guide_options, args, kwargs, options.dtype)
+        if options.checkpoint is not None:
+            options.checkpoint.fingerprint = [options.fingerprint(), fingerprint(args, kwargs), _fingerprint_of_density(log_joint)]
         run = Run(options, guide, log_joint, self._default_flow)
         with Progress(options.progress) as bar:
             try:
@@ -136,13 +137,23 @@ class FlowVI:
                 warnings=run.warnings(),
                 num_log_density_evaluations=run.evaluations + options.num_eval,
                 timings=run.timings,
-                engines={stage: engine.name for stage, engine in run.engines.items()},
+                engines=run.engine_names,
             )
             bar.done(f"ELBO {posterior.elbo}, ESS {posterior.ess:.1%}, k-hat {posterior.khat:.2f}: {posterior.verdict}")
         if posterior.verdict == "poor" or not run.converged:
             text = " ".join([*posterior.warnings, f"Verdict: {posterior.verdict}.", *posterior.reasons])
             warnings.warn(text, ConvergenceWarning, stacklevel=4)
         return posterior
+
+
+@torch.no_grad()
+def _fingerprint_of_density(log_joint: LogJoint) -> list[Any]:
+    """What tells a model's density from that of another model with the same sites; nothing where it is random."""
+    if log_joint.stochastic:
+        return []
+    with seeded(0):
+        points = torch.randn(4, log_joint.latent_dim).to(log_joint.guide.loc)
+    return fingerprint((log_joint(points),), {})
 
 
 def fit(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Posterior:

@@ -24,7 +24,9 @@ from .scores import has_fixed_points
 
 __all__ = ["Run", "Started", "Trained"]
 
-_KEPT = ("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "before_flow", "modes")  # in a checkpoint
+_KEPT = (  # in a checkpoint
+    *("history", "notes", "timings", "finished", "evaluations", "dropped", "converged", "rounds", "before_flow", "modes", "engine_names"),
+)
 _LAST = ("loop", "stage", "engine", "spent", "random", "cuda")  # in a checkpoint, of the last stage that was trained
 _PARALLEL = 2**21  # numbers in a step's trace from which more than one thread pays
 
@@ -95,6 +97,7 @@ class Run:
         self.notes: list[str] = []
         self.timings: dict[str, float] = {}
         self.engines: dict[str, Engine] = {}
+        self.engine_names: dict[str, str] = {}  # by stage, those before a resume too
         self.evaluations = 0
         self.dropped = 0
         self.converged = True
@@ -186,6 +189,7 @@ class Run:
             flat, one = inputs
             noise = torch.zeros(particles, flow.dim).to(flat)  # not drawn: a resumed run would then see other numbers
             self.engines[name] = prepare(step, (flat, noise, one), wanted, schedule.max_steps, self.obstacle)
+            self.engine_names[name] = self.engines[name].name
         return self.engines[name]
 
     # Checkpoints

@@ -43,6 +43,7 @@ def set_up(
             made = made.setup(*args, **kwargs).to(dtype)
             log_joint = LogJoint(model, made, args, kwargs)
             values, slopes = _values_and_slopes(log_joint, made.flow().sample((_PROBES,)))
+        _check_sites(made, log_joint)
         _check_observations(log_joint)
     except PyroFlowsError as error:
         if missing:
@@ -62,6 +63,13 @@ def _values_and_slopes(log_joint: LogJoint, z: Tensor) -> tuple[Tensor, Tensor]:
     """The log joint density ``(N,)`` and its gradients ``(N, d)`` at some points."""
     values, pull = torch.func.vjp(log_joint, z.detach())  # type: ignore[misc]
     return values, pull(torch.ones_like(values))[0]
+
+
+def _check_sites(guide: AutoFlow, log_joint: LogJoint) -> None:
+    """Raise a ``ModelError`` that names sites of the guide that the model does not have: they would be fitted to nothing."""
+    extra = [repr(site.name) for site in guide.sites if site.name not in log_joint.trace.nodes]
+    if extra:
+        raise ModelError(f"the guide has site(s) {', '.join(extra)}, which the model lacks: make the guide from the model that is fitted")
 
 
 def _check_observations(log_joint: LogJoint) -> None:
