@@ -9,15 +9,12 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .masked import MaskedMLP
-
-__all__ = ["Terms", "unroll", "decode_in_place", "pull_back"]
+__all__ = ["Decodable", "Terms", "unroll", "decode_in_place", "pull_back"]
 
 Step = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -30,6 +27,30 @@ class Terms(NamedTuple):
     offsets: list[Tensor]
 
 
+class Decodable(Protocol):
+    """What decoding knows of a masked net whose hidden units are sorted by how many inputs they may see.
+
+    Attributes:
+        dim: number of inputs ``D``.
+        out_per_input: outputs of each input ``P``.
+        widths: of the hidden layers.
+        opened: for the inputs and each hidden layer, how many of its units see no more than the first ``i`` inputs, for ``i`` from 0 to ``D``.
+        added: for each hidden layer, whether it adds the units below to its own.
+        activation: of the hidden units.
+    """
+
+    dim: int
+    out_per_input: int
+    widths: tuple[int, ...]
+    opened: list[list[int]]
+    added: list[bool]
+    activation: nn.Module
+
+    def masks(self) -> list[Tensor]:
+        """One for each layer, zero where an output may not see an input."""
+        ...
+
+
 def _columns(offsets: list[Tensor]) -> list[Tensor]:
     """Offsets as columns: ``(units, 1)`` or ``(units, points)``."""
     return [o.unsqueeze(-1) if o.dim() == 1 else o.flatten(0, -2).mT for o in offsets]
@@ -40,8 +61,8 @@ def _by_input(rows: Tensor, dim: int) -> Tensor:
     return rows.unflatten(0, (-1, dim)).transpose(0, 1).flatten(0, 1)
 
 
-def unroll(net: MaskedMLP, step: Step, batch: torch.Size, terms: Terms) -> tuple[Tensor, Tensor]:
-    """Find the inputs one after the other (:meth:`MaskedMLP.decode`), each by operations that autograd and tracers can follow.
+def unroll(net: Decodable, step: Step, batch: torch.Size, terms: Terms) -> tuple[Tensor, Tensor]:
+    """Find the inputs one after the other (``MaskedMLP.decode``), each by operations that autograd and tracers can follow.
 
     Args:
         net: the net, for its structure and activation.
@@ -84,7 +105,7 @@ def _overwriting(activation: nn.Module) -> Callable[[Tensor], Tensor]:
     return activation.forward
 
 
-def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_once: bool) -> tuple[Tensor, Tensor]:
+def decode_in_place(net: Decodable, apply: Map, given: Tensor, terms: Terms, at_once: bool) -> tuple[Tensor, Tensor]:
     """Find the inputs in memory laid out beforehand: in turn, or all at once by sweeps ``x <- apply(given, net(x))`` (Jacobi iteration).
 
     In turn each weight is used once: the arithmetic of one pass in ``D`` dependent steps. What comes from below is summed up in two parts: at the
@@ -155,7 +176,7 @@ def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_
     return values[0].mT, torch.cat(extras).mT
 
 
-def pull_back(net: MaskedMLP, x: Tensor, terms: Terms, step: Callable[[int, Tensor], Tensor]) -> Terms:
+def pull_back(net: Decodable, x: Tensor, terms: Terms, step: Callable[[int, Tensor], Tensor]) -> Terms:
     """The gradient of decoding: its steps in reverse order, so that one pass finds the solution of the whole triangular system.
 
     Args:
@@ -201,7 +222,6 @@ def pull_back(net: MaskedMLP, x: Tensor, terms: Terms, step: Callable[[int, Tens
     close_units(0)
     by_sums[-1] = by_sums[-1].unflatten(0, (dim, p)).transpose(0, 1).flatten(0, 1)
     # Masked weights have no gradient, even where the product that stands in their place overflows.
-    masks = [getattr(net, f"mask_{i}") == 0 for i in range(layers + 1)]
-    by_weights = [(g @ u.mT).masked_fill(mask, 0.0) for g, u, mask in zip(by_sums, units, masks, strict=True)]
+    by_weights = [(g @ u.mT).masked_fill(mask == 0, 0.0) for g, u, mask in zip(by_sums, units, net.masks(), strict=True)]
     by_offsets = [g.sum(-1) if o.dim() == 1 else g.mT.reshape(o.shape) for g, o in zip(by_sums, terms.offsets, strict=True)]
     return Terms(by_weights, by_offsets)

@@ -16,9 +16,9 @@ from ..numerics import Divergence, Solver, draw_probe, estimated_divergence, exa
 from ..numerics.introspection import tensors_of
 from ..numerics.random import seeded
 from ..numerics.trace import NOISES
-from .base import FlowTransform, Inverse
+from .base import FlowTransform
 
-__all__ = ["ContinuousFlow", "Solution", "continuous_in"]
+__all__ = ["ContinuousFlow", "Solution"]
 
 EXACT_PRODUCTS = 128  # that an exact trace may cost an evaluation, which then takes some hundred times as long as the net alone
 
@@ -137,6 +137,16 @@ class ContinuousFlow(FlowTransform):
         s = self.solver
         how = f"steps={s.steps}" if s.is_fixed else f"rtol={s.rtol:g}, atol={s.atol:g}"
         return f"{super().extra_repr()}, trace={self.trace!r}, solver={s.method!r}, {how}"
+
+    @property
+    def ode(self) -> tuple[Any, bool] | None:
+        return self, False
+
+    def check_compilable(self) -> None:
+        if not self.solver.is_fixed:
+            raise OptionError(
+                f'compiled() needs fixed steps, such as solver="rk4": solver={self.solver.method!r} chooses its own by the values it meets'
+            )
 
     def velocity(self, t: Time, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The velocity ``(*batch, D)`` at time ``t`` in ``[0, 1]``, a number or a tensor that broadcasts to ``(*batch, 1)``."""
@@ -276,10 +286,3 @@ class ContinuousFlow(FlowTransform):
         zero = torch.zeros_like(ladj)
         kinetic, jacobian = ((end - start) * state[..., dim + 1], (end - start) * state[..., dim + 2]) if regularize else (zero, zero)
         return Solution(value, ladj, kinetic, jacobian, evaluations)
-
-
-def continuous_in(layer: FlowTransform) -> tuple[ContinuousFlow, bool] | None:
-    """The continuous flow that a layer is, and whether the layer runs it backwards; ``None`` for another layer."""
-    backwards = isinstance(layer, Inverse)
-    flow = layer.transform if isinstance(layer, Inverse) else layer
-    return (flow, backwards) if isinstance(flow, ContinuousFlow) else None

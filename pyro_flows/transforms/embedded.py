@@ -44,7 +44,7 @@ class Embedded(FlowTransform):
             raise OptionError("Embedded: transform must be a FlowTransform that takes a context: build it with context_dim=")
         if not isinstance(features, nn.Module):
             raise OptionError(f"Embedded: features must be an nn.Module, got {type(features).__name__}")
-        super().__init__(transform.dim, context_dim)
+        super().__init__(transform.event_shape, context_dim)
         if not context_dim:
             raise ShapeError("Embedded: context_dim must be positive, the size of the raw context")
         self.features, self.transform = features, transform
