@@ -173,8 +173,8 @@ class Flow(nn.Module):
         if not isinstance(self.base, nn.Module):
             raise OptionError("Flow: base must be a module that gives a distribution when called (pf.distributions.Gaussian(dim)), or an integer")
         base_shape = _event_shape(self.base)
-        if base_shape not in (None, self.transform.event_shape):
-            raise ShapeError(f"Flow: the base has points of shape {base_shape}, the transforms of shape {self.transform.event_shape}")
+        if base_shape is not None and base_shape != self.event_shape:
+            raise ShapeError(f"Flow: the base has points of shape {tuple(base_shape)}, the transforms of shape {tuple(self.event_shape)}")
         if getattr(self.base, "manifold", None) != self.transform.manifold:
             own, other = getattr(self.base, "manifold", None) or "R^D", self.transform.manifold or "R^D"
             raise SupportError(
