@@ -12,6 +12,7 @@ from torch.distributions import Transform
 
 from ..distributions import Flow
 from ..errors import DtypeError, OptionError, PyroFlowsError, ShapeError, SupportError
+from ..numerics.introspection import floating_tensor
 from ..numerics.random import seeded
 from ..transforms import Conditioned, FlowTransform
 from .conditioning import Check, lipschitz, local, measure
@@ -168,8 +169,8 @@ def _unwrapped(transform: object, context: Tensor | None) -> tuple[Stock, Tensor
 
 
 def _dtype(transform: FlowTransform) -> torch.dtype:
-    tensors = [*transform.parameters(), *transform.buffers()]
-    return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    own = floating_tensor(transform)
+    return torch.get_default_dtype() if own is None else own.dtype
 
 
 def _points(stock: Stock, f: Copy, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -127,7 +127,7 @@ class AugmentedFlow(Flow):
         """Shape of a point, without the extra coordinates."""
         return torch.Size([self.dim])
 
-    def forward(self, context: Tensor | None = None) -> AugmentedDistribution:  # type: ignore[override]
+    def forward(self, context: Tensor | None = None) -> AugmentedDistribution:
         return AugmentedDistribution(super().forward(context), self._dim, lambda x: self.encode(x, context))
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

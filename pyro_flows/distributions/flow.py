@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..errors import DataError, OptionError, ShapeError, SupportError
+from ..numerics.introspection import floating_tensor
 from ..transforms import Compose, FlowTransform, Standardize
 from ..transforms.memory import Remembering
 from .bases import Gaussian
@@ -39,11 +40,11 @@ class FlowDistribution(dist.TransformedDistribution):
 
     def __init__(self, base_distribution: Any, transforms: Transform | list[Transform], validate_args: bool | None = None) -> None:
         super().__init__(base_distribution, transforms, validate_args)
-        _check_places(base_distribution, self.transforms)
+        _check_supports(base_distribution, self.transforms)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """A copy with another batch shape."""
-        return super().expand(batch_shape, self._get_checked_instance(FlowDistribution, _instance))  # type: ignore[no-any-return]
+        return super().expand(batch_shape, self._get_checked_instance(FlowDistribution, _instance))
 
     def _validate_sample(self, value: Tensor) -> None:
         manifold = getattr(self.transforms[-1], "manifold", None) if self.transforms else None
@@ -98,22 +99,22 @@ class FlowDistribution(dist.TransformedDistribution):
 _CURVED = (type(constraints.sphere), type(constraints.simplex))
 
 
-def _check_places(base: Any, transforms: Sequence[Transform]) -> None:
+def _check_supports(base: Any, transforms: Sequence[Transform]) -> None:
     """Raise a ``SupportError`` where directions or compositions meet a transform of something else: the measures of their densities differ."""
     try:
-        place = _core(base.support)
+        current = _core(base.support)
     except NotImplementedError:  # a distribution that does not say
         return
     for transform in transforms:
         if not getattr(transform, "parts", True):  # the identity
             continue
         wanted = _core(transform.domain)
-        if isinstance(place, _CURVED) != isinstance(wanted, _CURVED) or (isinstance(wanted, _CURVED) and type(place) is not type(wanted)):
+        if isinstance(current, _CURVED) != isinstance(wanted, _CURVED) or (isinstance(wanted, _CURVED) and type(current) is not type(wanted)):
             raise SupportError(
                 f"FlowDistribution: {type(transform).__name__} moves points of {getattr(transform, 'manifold', None) or wanted}, and gets such of "
-                f"{place}: give a base on the same manifold, such as pf.manifolds.Uniform(manifold)()"
+                f"{current}: give a base on the same manifold, such as pf.manifolds.Uniform(manifold)()"
             )
-        place = _core(transform.codomain)
+        current = _core(transform.codomain)
 
 
 def _core(support: Any) -> Any:
@@ -127,7 +128,8 @@ def standardization(flow: Any, x: Any) -> Standardize:
     rows = torch.as_tensor(x).detach()
     if rows.dim() != 2 or rows.shape[1] != flow.dim:
         raise ShapeError(f"standardized: x must have shape (N, {flow.dim}), got {tuple(rows.shape)}")
-    like = next((t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point()), torch.zeros(()))
+    like = floating_tensor(flow)
+    like = torch.zeros(()) if like is None else like
     scale, loc = torch.std_mean(rows.double(), 0)
     unusable = (~(scale > 0) | ~torch.isfinite(scale)).nonzero()[:, 0].tolist()
     if unusable:

@@ -14,7 +14,7 @@ def is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
         or get_proxy_mode() is not None
-        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
     )
 

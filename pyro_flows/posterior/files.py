@@ -17,7 +17,7 @@ from ..guides import AutoFlow, AutoManifoldFlow
 from ..model.context import running
 from ..model.inputs import converted, explained
 from ..model.log_joint import LogJoint, without_init
-from ..numerics.fingerprint import alike, fingerprint
+from ..numerics.fingerprint import fingerprint, fingerprints_agree
 from ..numerics.random import seeded
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _data(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
 def _other_arguments(saved: list[Any], model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Names of the arguments that are not those of the fit; a float32 copy of them will do."""
     here = {name: value for name, value in _data(model, args, kwargs)}
-    return ", ".join(repr(name) for name, value in saved if name not in here or not alike(value, here[name], _FLOAT32))
+    return ", ".join(repr(name) for name, value in saved if name not in here or not fingerprints_agree(value, here[name], _FLOAT32))
 
 
 def _read(path: str | Path, shown: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from ..numerics.fingerprint import alike
+from ..numerics.fingerprint import fingerprints_agree
 from ..numerics.random import random_state, restore_random_state
 
 __all__ = ["Checkpoint", "remedy_of_interrupt"]
@@ -69,7 +69,7 @@ class Checkpoint:
             raise CheckpointError(f"{what}: delete it, or give another path") from error
         if not known:
             raise CheckpointError(f"{str(self.path)!r} is not a {self.kind} checkpoint: give another path")
-        if not alike(signature, self._signature(module), _SUMMATION):
+        if not fingerprints_agree(signature, self._signature(module), _SUMMATION):
             what = f"{str(self.path)!r} belongs to another model, guide, flow or data (sites, shapes, rows or options differ)"
             raise CheckpointError(f"{what}: delete it, or give another path")
         module.load_state_dict(module_state)

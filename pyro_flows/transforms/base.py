@@ -185,9 +185,10 @@ class FlowTransform(Remembering, TransformModule):
         return Conditioned(self, context)
 
     @property
-    def inv(self) -> FlowTransform:  # type: ignore[override]
+    def inv(self) -> FlowTransform:
         """The inverse, as a module that shares the parameters; ``t.inv.inv is t``."""
-        return Inverse(self) if self._inv is None else self._inv  # type: ignore[return-value]
+        known: Any = self._inv
+        return Inverse(self) if known is None else known
 
     def extra_repr(self) -> str:
         """``dim``, or the shape of points that are no vectors, and ``context_dim`` where there is one."""
@@ -249,7 +250,7 @@ class Inverse(FlowTransform):
         return -self.transform.log_abs_det_jacobian(y, x)
 
     @property
-    def inv(self) -> FlowTransform:  # type: ignore[override]
+    def inv(self) -> FlowTransform:
         return self.transform
 
 

@@ -55,7 +55,8 @@ class Embedded(FlowTransform):
         super()._check(value, context)
         return value, context  # not yet broadcast: that would repeat the network's work for each point
 
-    def _features(self, context: Tensor) -> Tensor:
+    def _features(self, context: Tensor | None) -> Tensor:
+        assert context is not None, "a missing context has been refused"
         rows = context.reshape(-1, self.context_dim)
         features = self.features(rows)
         if features.shape != (len(rows), self.transform.context_dim):
@@ -66,7 +67,7 @@ class Embedded(FlowTransform):
         return features.reshape(*context.shape[:-1], self.transform.context_dim)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform.forward_and_ladj(x, self._features(context))  # type: ignore[arg-type]
+        return self.transform.forward_and_ladj(x, self._features(context))
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform.inverse_and_ladj(y, self._features(context))  # type: ignore[arg-type]
+        return self.transform.inverse_and_ladj(y, self._features(context))
