@@ -11,10 +11,8 @@ from .copies import Copy
 
 __all__ = ["Check", "Local", "Measured", "local", "lipschitz", "measure"]
 
-# An error is small below FLOOR, which is what the library asks of its own inverses (their solvers stop there); ROUNDINGS
-# is how many roundings of the size of a point a sound chain of layers may add up.
-FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4}
-ROUNDINGS = 100.0
+FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative errors below are small: the library's own solvers stop there
+ROUNDINGS = 100.0  # roundings of the size of a point that a sound chain of layers may add up
 GIVEN = ("x", "around x")  # the other sets of points are stress inputs
 _NO_INVERSE = (NotImplementedError, KeyError)  # torch says the former, Pyro's planar, radial and Sylvester the latter
 _FAILURES = (RuntimeError, ValueError, TypeError, ArithmeticError)

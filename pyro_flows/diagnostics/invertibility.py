@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Invertibility", "check_invertibility"]
 
-_SCALES = tuple(10.0**k for k in range(1, 7))
-_ENTRIES, _ROWS, _STRESS_ROWS = 2**22, 256, 32  # of the Jacobians, and at most so many points
+_SCALES = tuple(10.0**k for k in range(1, 7))  # factors of the points given, for the stress inputs
+_ENTRIES = 2**22  # numbers in all Jacobians together
+_ROWS, _STRESS_ROWS = 256, 32  # points at most, as given and of each stress input
 _SEED = 0  # of the points around x, and of whatever a transform draws
 
 

@@ -21,7 +21,7 @@ __all__ = ["plot"]
 _COLOURS = {torch.float64: BLUE, torch.float32: AMBER}
 _NAMES = {torch.float64: "float64", torch.float32: "float32"}
 _LEAST = 1e-17  # an error of zero is drawn here
-_MOST = 1e3
+_MOST = 1e3  # and one that is larger, or not a number, here
 
 
 def plot(findings: Findings, path: str | Path | None = None) -> Figure:

@@ -17,9 +17,10 @@ from ..transforms import FlowTransform
 
 __all__ = ["OdeCheck", "check_ode"]
 
-_TIGHTER = 100.0
+_TIGHTER = 100.0  # by what tolerances are divided
 _MORE_STEPS = {"euler": 100, "midpoint": 10, "rk4": 4}  # which make the error of a fixed method about a hundredth, or less
-_GOOD_Z, _GOOD_LOG_PROB = 1e-2, 1e-2  # standard deviations of the base; nats
+_GOOD_Z = 1e-2  # standard deviations of the base
+_GOOD_NATS = 1e-2
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class OdeCheck:
         reasons = []
         for what, error, limit, unit in (
             ("base point", self.z_error, _GOOD_Z, ""),
-            ("log density", self.log_prob_error.abs(), _GOOD_LOG_PROB, " nats"),
+            ("log density", self.log_prob_error.abs(), _GOOD_NATS, " nats"),
         ):
             if not bool((error <= limit).all()):
                 reasons.append(

@@ -7,7 +7,8 @@ from torch import Tensor
 
 __all__ = ["near_optimal_assignment"]
 
-_SHARPNESS, _SWEEPS = 40.0, 60
+_SHARPNESS = 40.0  # of the plan, in units of one over the mean cost
+_SWEEPS = 60  # of Sinkhorn's algorithm
 
 
 @torch.no_grad()

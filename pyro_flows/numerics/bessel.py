@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["log_bessel"]
 
 _HIGH = 30.0  # the order from which the expansion below has full precision
-_TERMS = 9
+_TERMS = 9  # of that expansion
 
 
 @functools.lru_cache(None)

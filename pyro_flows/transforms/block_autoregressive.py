@@ -18,7 +18,7 @@ from .planar import above_minus_one
 
 __all__ = ["BlockAutoregressive"]
 
-_MAX_LOG_SHARPNESS = 3.0
+_MAX_LOG_SHARPNESS = 3.0  # of a unit's kappa, in natural logarithms
 
 
 class Layer(NamedTuple):

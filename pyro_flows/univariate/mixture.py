@@ -17,8 +17,8 @@ __all__ = ["MixtureCDF"]
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-_MAX_LOG_SCALE = 3.0
-_SPREAD = 2.0
+_MAX_LOG_SCALE = 3.0  # of a component, in natural logarithms
+_SPREAD = 2.0  # locations start between minus this and this
 
 
 def check_mixture(name: str, components: int, min_slope: float, called: str = "components") -> None:

@@ -15,7 +15,7 @@ from .base import InvertedByRoot
 
 __all__ = ["BernsteinPolynomial", "SumOfSquares"]
 
-_MAX_LOG_SLOPE = 4.0
+_MAX_LOG_SLOPE = 4.0  # between two coefficients, in natural logarithms
 
 
 def _check(name: str, degree: int, bound: float) -> None:
