@@ -18,7 +18,7 @@ import pyro_flows as pf
 from pyro_flows.errors import CheckpointError, ConvergenceWarning, DtypeError, ModelError, OptionError, ShapeError, SupportError
 from pyro_flows.manifolds import UniformTorus, VonMisesFisher
 from pyro_flows.model.log_joint import LogJoint
-from pyro_flows.numerics.fingerprint import alike, fingerprint
+from pyro_flows.numerics.fingerprint import fingerprint, fingerprints_agree
 from pyro_flows.numerics.random import random_state
 from pyro_flows.posterior.overlooked import missed_modes
 from pyro_flows.training.checkpoint import Checkpoint
@@ -482,13 +482,13 @@ def test_fingerprints_do_not_depend_on_how_sums_are_made():
     found = fingerprint((x, 2.0), {"y": x[:3]})
     again = fingerprint((x, 2.0), {"y": x[:3]})
     again[0][1]["sums"][0] *= 1 + 1e-13  # as with another number of threads
-    assert again != found and alike(again, found, 1e-12)
+    assert again != found and fingerprints_agree(again, found, 1e-12)
     one = x.clone()
     one[5] += 1e-3
     for args, kwargs in (((one, 2.0), {"y": x[:3]}), ((x, 2.5), {"y": x[:3]}), ((x, 2.0), {"y": x[:2]}), ((x, 2.0), {})):
-        assert not alike(fingerprint(args, kwargs), found, 1e-12)
+        assert not fingerprints_agree(fingerprint(args, kwargs), found, 1e-12)
     gaps = torch.tensor([1.0, float("nan"), 3.0])
-    assert alike(fingerprint((gaps,), {}), fingerprint((gaps,), {}), 0.0)
+    assert fingerprints_agree(fingerprint((gaps,), {}), fingerprint((gaps,), {}), 0.0)
 
 
 def test_data_that_broadcast_are_refused():
