@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import pyro_flows as pf
 from pyro_flows import flows
+from pyro_flows import transforms as T
 from pyro_flows.distributions import Gaussian, StudentT
 from pyro_flows.errors import DtypeError, OptionError, ShapeError
 from pyro_flows.transforms import Affine, Compose, Permutation
@@ -379,6 +380,20 @@ def test_repr_and_sizes():
     assert "MaskedMLP" in repr(flow) and "Gaussian" in repr(flow)
     text = repr(build("nsf", 3)())
     assert "event_shape: torch.Size([3])" in text and "[Compose]" in text and "Normal" in text
+
+
+def test_layers_answer_for_themselves():
+    solved, residual = T.ContinuousFlow(2, solver="rk4", steps=1), T.ContractiveResidual(2)
+    flow = pf.Flow(2, [Compose([Affine(2), residual]), Compose([solved, Affine(2)]).inv])
+    layers = flow.transform.layers
+    assert layers[0] is flow.transform[0][0] and layers[1] is residual and layers[3] is solved.inv and len(layers) == 4
+    assert [layer.ode for layer in layers] == [None, None, None, (solved, True)] and solved.ode == (solved, False)
+    assert [layer.implicit for layer in layers] == [False, True, False, False]
+    flow.transform.prefer_exact()
+    assert residual.log_det == "exact"
+    estimated = T.ContractiveResidual(2, log_det="estimate")
+    estimated.prefer_exact()
+    assert estimated.log_det == "estimate"  # as was asked for
 
 
 # --- construction and errors

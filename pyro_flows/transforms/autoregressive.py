@@ -22,7 +22,7 @@ _LARGE = 2**16  # products in a pass, for each coordinate, from which passes cos
 
 
 class Ordered(FlowTransform):
-    """A part of transforms that move coordinates in an order: the order, and the direction that takes one pass."""
+    """What transforms share that move one coordinate after the other: the order, and the direction that takes one pass."""
 
     univariate: Univariate
     direction: str
