@@ -70,7 +70,7 @@ def by_svi(args: tuple[Tensor, Tensor], seed: int) -> Tensor:
     guide, steps = pf.AutoManifoldFlow(model).setup(*args), 1500
 
     def rates(name: str) -> dict[str, float]:
-        nets = any(part in name for part in (".net.", ".layers.", ".params."))
+        nets = any(part in name for part in (".net.", ".inner.", ".params."))
         return {"lr": 2e-3 if nets else 1e-2, "lrd": 0.05 ** (1 / steps), "clip_norm": 10.0}
 
     svi = SVI(model, guide, pyro.optim.ClippedAdam(rates), Trace_ELBO(num_particles=64, vectorize_particles=True, max_plate_nesting=1))

@@ -35,8 +35,8 @@ class _Peer:
         return self._parameters
 
 
-def ours(flow: str, dim: int, compile: bool = False) -> Peer:
-    common: dict[str, Any] = {"transforms": LAYERS, "hidden_features": (WIDTH, WIDTH), "compile": compile}
+def ours(flow: str, dim: int, compiled: bool = False) -> Peer:
+    common: dict[str, Any] = {"transforms": LAYERS, "hidden_features": (WIDTH, WIDTH)}
     spline = {"bins": BINS, "bound": BOUND}
     module = {
         "RealNVP": lambda: pf.flows.realnvp(dim, **common),
@@ -47,6 +47,7 @@ def ours(flow: str, dim: int, compile: bool = False) -> Peer:
     for part in module.modules():
         if isinstance(part, nn.Linear):
             part.reset_parameters()  # as random as the others: at the identity sampling could be quicker than it is later
+    module = module.compiled() if compiled else module
     return _Peer(lambda x: module().log_prob(x), lambda n: module().sample((n,)), module)
 
 

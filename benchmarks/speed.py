@@ -7,7 +7,7 @@ longer than pyro_flows the others take. On one thread the clock is the process's
 is the wall's. Flows are freshly made: five transforms, two hidden layers of 128 units, eight bins. Couplings of zuko evaluate all splines,
 the kept ones included; Pyro's autoregressive spline is of linear rational order.
 
-``compiled`` is pyro_flows with ``compile=True``, made for the splines at D=32 and batch 1024. flowjax, jitted, takes its turns in a process
+``compiled`` is pyro_flows by ``flow.compiled()``, made for the splines at D=32 and batch 1024. flowjax, jitted, takes its turns in a process
 of its own, with ``--jax-python`` the interpreter that has it, and is left out without one. What compiles does so before the first turn.
 """
 
@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace, threads: int) -> Iterator[tuple[str, in
             peers = {name: make(flow, dim) for name, make in PEERS.items() if name in options.peers}
             for batch in options.batches:
                 if flow.startswith("NSF") and (dim, batch) == (32, 1024) and not options.no_compile:
-                    peers = {"pyro_flows": peers["pyro_flows"], "compiled": ours(flow, dim, compile=True), **peers}
+                    peers = {"pyro_flows": peers["pyro_flows"], "compiled": ours(flow, dim, compiled=True), **peers}
                 for job in options.jobs:
                     runs = {name: torch_run(peer, job, dim, batch, getattr(time, clock)) for name, peer in peers.items()}
                     if job == "sample" and flow == "NSF autoregressive":

@@ -352,7 +352,7 @@ def test_bad_options_are_refused():
         lambda: pf.flows.cnf(2, net="transformer"),
         lambda: pf.flows.cnf(2, net="potential", hidden_features=()),
         lambda: pf.flows.cnf(2, augment=-1),
-        lambda: pf.flows.cnf(2, compile=True),
+        lambda: pf.flows.cnf(2).compiled(),
         lambda: ContinuousFlow(2, torch.tanh),
         lambda: draw_probe("uniform", torch.zeros(2)),
     ):

@@ -14,7 +14,7 @@ from zoo import ZOO, Instance, perturbed
 
 import pyro_flows as pf
 from pyro_flows.distributions import compiled
-from pyro_flows.errors import ShapeError
+from pyro_flows.errors import OptionError, ShapeError
 from pyro_flows.nets.decoding import decode_in_place
 from pyro_flows.transforms import Autoregressive, autoregressive
 from pyro_flows.univariate import Affine
@@ -88,17 +88,17 @@ def test_an_activation_that_learns(monkeypatch):
     assert layer.net.activation.weight.grad.abs().sum() > 0
 
 
-# --- compile=True
+# --- flow.compiled()
 
 
 
 def build(recipe, context_dim: int, compile: bool) -> pf.distributions.Flow:
     torch.manual_seed(0)
-    flow = recipe(3, context_dim, transforms=2, hidden_features=(8,), compile=compile)
+    flow = recipe(3, context_dim, transforms=2, hidden_features=(8,))
     with torch.no_grad():
         for p in flow.parameters():
             p += 0.3 * torch.randn_like(p)
-    return flow
+    return flow.compiled() if compile else flow
 
 
 def assert_same_numbers(flow: pf.distributions.Flow, plain: pf.distributions.Flow, context: Tensor | None, tol: float = 1e-4) -> None:
@@ -141,6 +141,19 @@ def test_a_compiled_flow_can_be_traced():
     """What looks on sees the plain operations."""
     flow, plain, x = build(pf.flows.realnvp, 0, True), build(pf.flows.realnvp, 0, False), torch.randn(7, 3)
     torch.testing.assert_close(torch.func.vmap(lambda x: flow().log_prob(x))(x), plain().log_prob(x))
+
+
+def test_a_compiled_flow_shares_its_parameters():
+    plain = pf.flows.cnf(2, augment=1, solver="rk4", steps=2)
+    flow = plain.compiled()
+    assert type(flow) is type(plain) and flow.transform is plain.transform and flow.encoder is plain.encoder
+    assert [id(p) for p in flow.parameters()] == [id(p) for p in plain.parameters()]
+    assert plain._compiler is None and flow._compiler is not None
+    assert flow.standardized(torch.randn(9, 2))._compiler is not None and plain.standardized(torch.randn(9, 2))._compiler is None
+    flow.base = pf.distributions.StudentT(3)
+    assert isinstance(plain.base, pf.distributions.Gaussian)
+    with pytest.raises(OptionError, match="rk4"):
+        pf.Flow(2, [pf.transforms.Affine(2), pf.transforms.ContinuousFlow(2).inv]).compiled()
 
 
 @pytest.mark.slow

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import textwrap
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -296,6 +300,47 @@ def test_psis_finds_the_tail_index(k):
     assert smoothed.exp().sum().item() == pytest.approx(1.0)
     rank = torch.argsort(torch.argsort(smoothed))
     assert torch.corrcoef(torch.stack([rank, torch.argsort(torch.argsort(-u))]).double())[0, 1] > 0.999
+
+
+TAILS = {
+    "pareto": lambda k, n: -k * torch.rand(n).log(),
+    "lognormal": lambda k, n: (0.01 + 5 * k) * torch.randn(n),
+    "student": lambda k, n: StudentT(1 + 3 * k).sample((n,)),
+    "bounded": lambda k, n: -k * torch.rand(n),
+}
+
+
+@pytest.mark.parametrize("n", (25, 100, 1000, 10_000))
+@pytest.mark.parametrize("tail", TAILS)
+def test_psis_is_arvizs(tail, n):
+    """ArviZ as oracle: the same weights and k-hat to rounding."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ 0.23 announces its successor on import
+        import arviz
+    if not hasattr(arviz, "psislw"):
+        pytest.skip("ArviZ 1.x keeps it elsewhere, with other conventions of sign and scale")
+    for k in torch.linspace(0.1, 1.5, 5):
+        log_w = TAILS[tail](k, n)
+        smoothed, khat = psis(log_w)
+        with np.errstate(over="ignore"):
+            expected, expected_khat = arviz.psislw(log_w.numpy().copy())
+        if math.isfinite(expected_khat):  # else fewer than five weights stand out
+            assert khat == pytest.approx(float(expected_khat), abs=1e-10)
+        torch.testing.assert_close(smoothed, torch.from_numpy(expected), rtol=1e-10, atol=1e-10)
+
+
+def test_a_fit_imports_no_plotting_library():
+    code = """
+        import sys, torch, pyro, pyro.distributions as dist, pyro_flows as pf
+        def model():
+            pyro.sample("y", dist.Normal(pyro.sample("x", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(1.0))
+        posterior = pf.fit(model)
+        assert posterior.verdict == "good", posterior.reasons
+        print(*(name for name in ("arviz", "matplotlib", "pandas", "xarray") if name in sys.modules))
+    """
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert not run.stdout.split(), f"a fit imports {run.stdout.strip()}"
 
 
 def test_psis_edge_cases():

@@ -12,8 +12,6 @@ from ..distributions import Flow
 from ..errors import OptionError
 from ..numerics.assignment import near_optimal_assignment
 from ..transforms import ContinuousFlow, FlowTransform
-from ..transforms.compose import layers_of
-from ..transforms.continuous import continuous_in
 from .rows import Rows
 
 __all__ = ["COUPLINGS", "FlowMatching"]
@@ -76,8 +74,8 @@ class FlowMatching:
 
 
 def _sides(flow: Flow) -> _Sides:
-    parts = layers_of(flow.transform)
-    places = [(i, *found) for i, part in enumerate(parts) if (found := continuous_in(part))]
+    parts = [*flow.transform.layers]
+    places = [(i, *found) for i, part in enumerate(parts) if (found := part.ode)]
     if len(places) != 1:
         raise OptionError(
             f'objective="flow_matching" trains the velocity of one ContinuousFlow, and this flow has {len(places)}: use pf.flows.cnf(dim), on a '

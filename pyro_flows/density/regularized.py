@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ..distributions import Flow
 from ..errors import OptionError
-from ..transforms.compose import layers_of
-from ..transforms.continuous import continuous_in
 from .rows import Rows
 
 __all__ = ["Regularized"]
@@ -32,8 +30,8 @@ class Regularized:
         for name, weight in (("kinetic", kinetic), ("jacobian", jacobian)):
             if not 0 <= weight < math.inf:
                 raise OptionError(f"{name} must be a weight, not negative, got {weight}")
-        parts = layers_of(flow.transform)
-        fits = flow.dim == flow.transform.dim and any(continuous_in(part) for part in parts)
+        parts = flow.transform.layers
+        fits = flow.dim == flow.transform.dim and any(part.ode for part in parts)
         if (kinetic or jacobian) and not fits:
             why = "this flow has none" if flow.dim == flow.transform.dim else "an augmented flow trains by a bound, which knows no penalty"
             raise OptionError(f"kinetic= and jacobian= weigh the paths of a ContinuousFlow, and {why}: use pf.flows.cnf(dim), or leave them at 0")
@@ -47,7 +45,7 @@ class Regularized:
         z, penalty, ladj = rows.x, rows.x.new_zeros(()), rows.x.new_zeros(())
         for part in reversed(self.parts):
             context = rows.context if part.context_dim else None
-            if found := continuous_in(part):
+            if found := part.ode:
                 layer, backwards = found
                 solved = layer.solve(z, context, inverse=not backwards, regularize=True)
                 z, step = solved.value, solved.ladj

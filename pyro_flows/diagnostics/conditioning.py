@@ -11,10 +11,8 @@ from .copies import Copy
 
 __all__ = ["Check", "Local", "Measured", "local", "lipschitz", "measure"]
 
-# An error is small below FLOOR, which is what the library asks of its own inverses (their solvers stop there); ROUNDINGS
-# is how many roundings of the size of a point a sound chain of layers may add up.
-FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4}
-ROUNDINGS = 100.0
+FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative errors below are small: the library's own solvers stop there
+ROUNDINGS = 100.0  # roundings of the size of a point that a sound chain of layers may add up
 GIVEN = ("x", "around x")  # the other sets of points are stress inputs
 _NO_INVERSE = (NotImplementedError, KeyError)  # torch says the former, Pyro's planar, radial and Sylvester the latter
 _FAILURES = (RuntimeError, ValueError, TypeError, ArithmeticError)
@@ -30,7 +28,7 @@ class Local(NamedTuple):
     logdet: Tensor  # (N,), of the Jacobian
     sign: Tensor  # (N,), of its determinant
     slope: Tensor  # (N,), the norm of the gradient of ladj
-    doubt: Tensor  # (N,), how far logdet itself may be off, for finite differences
+    logdet_error: Tensor  # (N,), how far logdet itself may be off, for finite differences
     method: str  # how the Jacobian was found
 
 
@@ -77,11 +75,11 @@ def local(f: Copy, x: Tensor, context: Tensor | None) -> Local:
     safe = torch.where(sound[:, None, None], jacobian, torch.zeros_like(jacobian))
     sigma = torch.linalg.svdvals(safe)
     sign, logdet = torch.linalg.slogdet(safe)
-    doubt = 10 * (torch.linalg.slogdet(pairs[0][0])[1] - logdet).abs() + 1e-6 if blind else torch.zeros_like(logdet)
+    logdet_error = 10 * (torch.linalg.slogdet(pairs[0][0])[1] - logdet).abs() + 1e-6 if blind else torch.zeros_like(logdet)
     nan = torch.full_like(logdet, torch.nan)
     low, high, logdet, sign = (torch.where(sound, v, nan) for v in (sigma[:, -1], sigma[:, 0], logdet, sign))
     method = "differences" if blind else "autograd"
-    return Local(y.detach(), ladj.detach(), low, high, logdet, sign, gradient.norm(dim=-1), doubt, method)
+    return Local(y.detach(), ladj.detach(), low, high, logdet, sign, gradient.norm(dim=-1), logdet_error, method)
 
 
 def _gradient(value: Tensor, at: Tensor) -> Tensor:
@@ -97,8 +95,39 @@ def _differences(f: Copy, x: Tensor, context: Tensor | None, width: float) -> tu
     for e in torch.eye(x.shape[-1], dtype=x.dtype, device=x.device):
         (y, ladj), (y_before, ladj_before) = f.forward(x + step * e, context), f.forward(x - step * e, context)
         columns.append(torch.cat([y - y_before, (ladj - ladj_before)[:, None]], -1) / (2 * step))
-    found = torch.stack(columns, -1)
-    return found[:, :-1], found[:, -1]
+    derivatives = torch.stack(columns, -1)
+    return derivatives[:, :-1], derivatives[:, -1]
+
+
+class _Budget:
+    """How far each quantity may be off at given points in one precision, and the checks that were made against that."""
+
+    def __init__(self, x: Tensor, near: Local, points: str, dtype: torch.dtype) -> None:
+        unit, self.floor = ROUNDINGS * torch.finfo(dtype).eps, FLOOR[dtype]
+        (nx, mx), (ny, my) = size(x), size(near.y)
+        condition = near.sigma_max / near.sigma_min
+        in_x = (ny + my) / near.sigma_min + condition * (nx + mx)  # how much one relative rounding may move x
+        in_y = (nx + mx) * near.sigma_max + condition * (ny + my)
+        self.size_x, self.size_y = nx + mx, ny + my
+        self.x, self.y = unit * in_x / self.size_x + self.floor, unit * in_y / self.size_y + self.floor
+        self.nats = unit * (x.shape[-1] * condition + near.slope * in_x) + self.floor * (1 + near.ladj.abs())
+        # Where the result is too large for this precision, nothing can be asked.
+        self.fits = ~(torch.isfinite(near.y).all(-1) & (near.y.abs().amax(-1) > torch.finfo(dtype).max))
+        self.singular, self.points, self.dtype = near.sigma_min == 0, points, dtype
+        self.checks: list[Check] = []
+        self.errors: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def note(self, quantity: str, error: Tensor, allowed: Tensor, small: Tensor | float) -> None:
+        """Compare errors with what is allowed; those below ``small`` need no excuse."""
+        allowed = torch.where(self.singular, torch.inf, allowed)
+        allowed = torch.where(torch.isnan(allowed), torch.zeros_like(allowed) + small, allowed)  # no Jacobian, no excuse
+        error = torch.where(self.fits, error.double(), torch.zeros_like(allowed))
+        self.errors[quantity, self.dtype] = error, allowed
+        self.checks.append(_worst(quantity, self.points, self.dtype, error, allowed, small))
+
+    def note_failure(self, quantity: str, error: Exception) -> None:
+        """An evaluation that raised."""
+        self.checks.append(Check(quantity, self.points, self.dtype, torch.inf, 0.0, "not finite", _said(error)))
 
 
 def measure(f: Copy, given: Tensor, context: Tensor | None, near: Local, points: str) -> Measured:
@@ -107,55 +136,35 @@ def measure(f: Copy, given: Tensor, context: Tensor | None, near: Local, points:
     With :math:`\varepsilon` the unit roundoff, a sound forward pass is off by some multiple of
     :math:`\varepsilon(|y| + \sigma_{\max}|x|)`, and any inverse multiplies that by up to :math:`\sigma_{\max}(J^{-1})`.
     """
-    dtype, dim = f.dtype, given.shape[-1]
-    unit, floor = ROUNDINGS * torch.finfo(dtype).eps, FLOOR[dtype]
-    x, context = given.to(dtype), None if context is None else context.to(dtype)
-    (nx, mx), (ny, my) = size(given), size(near.y)
-    condition = near.sigma_max / near.sigma_min
-    in_x = (ny + my) / near.sigma_min + condition * (nx + mx)  # how much one relative rounding may move x
-    in_y = (nx + mx) * near.sigma_max + condition * (ny + my)
-    nats = unit * (dim * condition + near.slope * in_x) + floor * (1 + near.ladj.abs())
-    # Where the result is too large for this precision, nothing can be asked.
-    fits = ~(torch.isfinite(near.y).all(-1) & (near.y.abs().amax(-1) > torch.finfo(dtype).max))
+    x, context = given.to(f.dtype), None if context is None else context.to(f.dtype)
+    budget = _Budget(given, near, points, f.dtype)
     # Far out a difference spans many wiggles of a map, and says nothing of its slope.
     telling = near.method == "autograd" or points in GIVEN
-    checks: list[Check] = []
-    errors: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
-
-    def note(quantity: str, error: Tensor, allowed: Tensor, small: Tensor | float) -> None:
-        allowed = torch.where(near.sigma_min == 0, torch.inf, allowed)
-        allowed = torch.where(torch.isnan(allowed), torch.zeros_like(allowed) + small, allowed)  # no Jacobian, no excuse
-        error = torch.where(fits, error.double(), torch.zeros_like(allowed))
-        errors[quantity, dtype] = error, allowed
-        checks.append(_worst(quantity, points, dtype, error, allowed, small))
-
-    def failed(quantity: str, error: Exception) -> None:
-        checks.append(Check(quantity, points, dtype, torch.inf, 0.0, "not finite", _said(error)))
-
     try:
         y, ladj = f.forward(x, context)
-        if y.dtype != dtype:
-            raise TypeError(f"a copy in {dtype} returns {y.dtype}")
+        if y.dtype != f.dtype:
+            raise TypeError(f"a copy in {f.dtype} returns {y.dtype}")
     except _FAILURES as error:
-        failed("forward", error)
-        return Measured(checks, errors, "")
-    small = floor * (1 + near.ladj.abs())
+        budget.note_failure("forward", error)
+        return Measured(budget.checks, budget.errors, "")
+    small = budget.floor * (1 + near.ladj.abs())
     if telling:
-        note(f"log-det ({near.method})", (ladj.double() - near.logdet).abs(), nats + small + near.doubt, small + near.doubt)
+        allowed = budget.nats + small + near.logdet_error
+        budget.note(f"log-det ({near.method})", (ladj.double() - near.logdet).abs(), allowed, small + near.logdet_error)
     try:
         back, ladj_back = f.inverse(y, context)
-        from_y = near.y.to(dtype)
+        from_y = near.y.to(f.dtype)
         again = f.forward(f.inverse(from_y, context)[0], context)[0]
     except _NO_INVERSE as error:
-        return Measured(checks, errors, _said(error))
+        return Measured(budget.checks, budget.errors, _said(error))
     except _FAILURES as error:
-        failed("inverse", error)
-        return Measured(checks, errors, "")
-    note("x → y → x", (back - x).double().norm(dim=-1) / (nx + mx), unit * in_x / (nx + mx) + floor, floor)
-    note("y → x → y", (again - from_y).double().norm(dim=-1) / (ny + my), unit * in_y / (ny + my) + floor, floor)
+        budget.note_failure("inverse", error)
+        return Measured(budget.checks, budget.errors, "")
+    budget.note("x → y → x", (back - x).double().norm(dim=-1) / budget.size_x, budget.x, budget.floor)
+    budget.note("y → x → y", (again - from_y).double().norm(dim=-1) / budget.size_y, budget.y, budget.floor)
     if telling:
-        note("log-det (both ways)", (ladj + ladj_back).double().abs(), nats, small)
-    return Measured(checks, errors, "")
+        budget.note("log-det (both ways)", (ladj + ladj_back).double().abs(), budget.nats, small)
+    return Measured(budget.checks, budget.errors, "")
 
 
 def _said(error: Exception) -> str:
@@ -196,5 +205,5 @@ def lipschitz(f: Copy, x: Tensor, context: Tensor | None, noise: Tensor) -> tupl
         other = torch.where(inside[:, None], other, x)
         ratio = (f.forward(other, context)[0] - y).norm(dim=-1) / (other - x).norm(dim=-1)
         ratios.append(ratio[inside & torch.isfinite(ratio)])
-    found = torch.cat(ratios)
-    return (found.min().item(), found.max().item()) if len(found) else (torch.nan, torch.nan)
+    seen = torch.cat(ratios)
+    return (seen.min().item(), seen.max().item()) if len(seen) else (torch.nan, torch.nan)

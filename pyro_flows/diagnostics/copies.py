@@ -110,8 +110,8 @@ class Copy:
         if isinstance(self.transform, ConditionalTransform):
             return torch.isfinite(points).all(-1)
         support = self.transform.codomain if codomain else self.transform.domain
-        held = support.check(points)
-        return held.all(-1) if held.dim() == points.dim() else held
+        inside = support.check(points)
+        return inside.all(-1) if inside.dim() == points.dim() else inside
 
     @staticmethod
     def _row(t: Transform, ladj: Tensor, rows: int) -> Tensor:

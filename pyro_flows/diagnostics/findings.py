@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .conditioning import GIVEN, Check
 
-if TYPE_CHECKING:
-    from .invertibility import Invertibility
-
-__all__ = ["Soundness", "conclude", "table"]
+__all__ = ["Findings", "Soundness", "conclude", "table"]
 
 Soundness = Literal["good", "ill-conditioned", "unstable", "one-way", "wrong"]
 
@@ -27,9 +25,37 @@ _WORDS = {
 _MARKS = {"fine": "", "conditioning": "~", "not finite": "!", "failed": "✗"}
 
 
-def conclude(
-    checks: Sequence[Check], why_not: str, singular_values: Tensor, folds: bool
-) -> tuple[Soundness, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Findings:
+    """What an examination of a transform has measured and concluded; :class:`~pyro_flows.diagnostics.Invertibility` says what each field is."""
+
+    name: str
+    dim: int
+    num_points: int
+    verdict: Soundness
+    reasons: tuple[str, ...]
+    checks: tuple[Check, ...]
+    singular_values: Tensor
+    lipschitz: tuple[float, float]
+    errors: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = field(repr=False)  # for the plot: by point, and allowed
+
+    @property
+    def sigma_min(self) -> float:
+        """The smallest singular value of the Jacobian at any point: 1 / σmax(J⁻¹)."""
+        return self.singular_values[:, 0].min().item()
+
+    @property
+    def sigma_max(self) -> float:
+        """The largest singular value of the Jacobian at any point."""
+        return self.singular_values[:, 1].max().item()
+
+    @property
+    def condition(self) -> float:
+        """The largest condition number of the Jacobian at any point."""
+        return (self.singular_values[:, 1] / self.singular_values[:, 0]).max().item()
+
+
+def conclude(checks: Sequence[Check], why_not: str, singular_values: Tensor, folds: bool) -> tuple[Soundness, tuple[str, ...]]:
     """The verdict, and the reasons for it, worst first."""
     failed = [c for c in checks if c.status == "failed"]
     single = {(c.quantity, c.points): c for c in checks if c.dtype == torch.float32}
@@ -66,10 +92,10 @@ def _grows(double: Check, single: Check | None) -> bool:
 
 def _by_quantity(checks: Iterable[Check]) -> list[Check]:
     """One check for each quantity and precision, the first: the points given come before the stress inputs."""
-    found: dict[tuple[str, torch.dtype], Check] = {}
+    first: dict[tuple[str, torch.dtype], Check] = {}
     for check in checks:
-        found.setdefault((check.quantity, check.dtype), check)
-    return list(found.values())
+        first.setdefault((check.quantity, check.dtype), check)
+    return list(first.values())
 
 
 def _where(check: Check) -> str:
@@ -103,27 +129,27 @@ def _explained(check: Check, singular_values: Tensor) -> str:
     return f"{check.quantity}: {check.error:.1e} {unit} ({_where(check)}), within what a condition number of {condition:.1e} explains."
 
 
-def table(found: Invertibility) -> str:
+def table(findings: Findings) -> str:
     """The report as aligned columns: worst errors by quantity and points, each beside what is allowed."""
-    lines = [f"Invertibility of {found.name} in {found.dim} dimension{'s' * (found.dim > 1)}, at {found.num_points} points"]
-    lines += [f"Verdict: {found.verdict}. {_WORDS[found.verdict]}", *(f"  {reason}" for reason in found.reasons), ""]
-    low, high = found.lipschitz
+    lines = [f"Invertibility of {findings.name} in {findings.dim} dimension{'s' * (findings.dim > 1)}, at {findings.num_points} points"]
+    lines += [f"Verdict: {findings.verdict}. {_WORDS[findings.verdict]}", *(f"  {reason}" for reason in findings.reasons), ""]
+    low, high = findings.lipschitz
     lines += [
         "                        least      greatest",
-        f"singular values of J    {found.sigma_min:<9.2e}  {found.sigma_max:.2e}   (condition number at most {found.condition:.2g})",
+        f"singular values of J    {findings.sigma_min:<9.2e}  {findings.sigma_max:.2e}   (condition number at most {findings.condition:.2g})",
         f"|f(a)-f(b)| / |a-b|     {low:<9.2e}  {high:.2e}   (pairs of points)",
         "",
     ]
-    quantities = list(dict.fromkeys(c.quantity for c in found.checks))
-    places = list(dict.fromkeys(c.points for c in found.checks))
+    quantities = list(dict.fromkeys(c.quantity for c in findings.checks))
+    inputs = list(dict.fromkeys(c.points for c in findings.checks))
     for dtype in (torch.float64, torch.float32):
-        cells = {(c.quantity, c.points): c for c in found.checks if c.dtype == dtype}
+        cells = {(c.quantity, c.points): c for c in findings.checks if c.dtype == dtype}
         if not cells:
             continue
         lines.append(f"{str(dtype).removeprefix('torch.'):<10}" + "".join(f"{quantity:<23}" for quantity in quantities).rstrip())
-        for place in places:
-            row = "".join(f"{_cell(cells.get((quantity, place))):<23}" for quantity in quantities)
-            lines.append(f"{place:<10}{row}".rstrip())
+        for points in inputs:
+            row = "".join(f"{_cell(cells.get((quantity, points))):<23}" for quantity in quantities)
+            lines.append(f"{points:<10}{row}".rstrip())
         lines.append("")
     lines.append("worst error (allowed): relative for round trips, nats for log-dets;  ~ explained by conditioning,  ✗ not,  ! not finite or raised")
     return "\n".join(lines)

@@ -125,8 +125,8 @@ def evaluate(
         >>> from torch.distributions import Normal
         >>> p, q = Normal(0.0, 1.0), Normal(0.5, 1.0)
         >>> z = q.sample((10_000,))
-        >>> found = evaluate(p.log_prob(z), q.log_prob(z), z[:, None])
-        >>> found.verdict, round(found.mean_error, 1)
+        >>> evaluation = evaluate(p.log_prob(z), q.log_prob(z), z[:, None])
+        >>> evaluation.verdict, round(evaluation.mean_error, 1)
         ('poor', 0.5)
     """
     log_p, log_q = as_vector("log_p", log_p), as_vector("log_q", log_q)

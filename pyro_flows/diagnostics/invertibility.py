@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,24 +12,26 @@ from torch.distributions import Transform
 
 from ..distributions import Flow
 from ..errors import DtypeError, OptionError, PyroFlowsError, ShapeError, SupportError
+from ..numerics.introspection import floating_tensor
 from ..numerics.random import seeded
 from ..transforms import Conditioned, FlowTransform
 from .conditioning import Check, lipschitz, local, measure
 from .copies import Copy, Stock
-from .findings import Soundness, conclude
+from .findings import Findings, conclude, table
+from .invertibility_plot import plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Invertibility", "check_invertibility"]
 
-_SCALES = tuple(10.0**k for k in range(1, 7))
-_ENTRIES, _ROWS, _STRESS_ROWS = 2**22, 256, 32  # of the Jacobians, and at most so many points
+_SCALES = tuple(10.0**k for k in range(1, 7))  # factors of the points given, for the stress inputs
+_ENTRIES = 2**22  # numbers in all Jacobians together
+_ROWS, _STRESS_ROWS = 256, 32  # points at most, as given and of each stress input
 _SEED = 0  # of the points around x, and of whatever a transform draws
 
 
-@dataclass(frozen=True)
-class Invertibility:
+class Invertibility(Findings):
     """What :func:`check_invertibility` finds. Printing it prints a table.
 
     Attributes:
@@ -44,32 +45,9 @@ class Invertibility:
         checks: all that was compared, each with what was allowed.
         singular_values: smallest and largest of the Jacobian at each point, ``(N, 2)``.
         lipschitz: least and greatest ``|f(a) - f(b)| / |a - b|`` over pairs of points.
+        sigma_min, sigma_max: smallest and largest singular value of the Jacobian at any point.
+        condition: largest condition number of the Jacobian at any point.
     """
-
-    name: str
-    dim: int
-    num_points: int
-    verdict: Soundness
-    reasons: tuple[str, ...]
-    checks: tuple[Check, ...]
-    singular_values: Tensor
-    lipschitz: tuple[float, float]
-    errors: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = field(repr=False)  # for the plot: by point, and allowed
-
-    @property
-    def sigma_min(self) -> float:
-        """The smallest singular value of the Jacobian at any point: 1 / σmax(J⁻¹)."""
-        return self.singular_values[:, 0].min().item()
-
-    @property
-    def sigma_max(self) -> float:
-        """The largest singular value of the Jacobian at any point."""
-        return self.singular_values[:, 1].max().item()
-
-    @property
-    def condition(self) -> float:
-        """The largest condition number of the Jacobian at any point."""
-        return (self.singular_values[:, 1] / self.singular_values[:, 0]).max().item()
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """One figure: errors against what conditioning allows, singular values, and the stress inputs.
@@ -77,13 +55,9 @@ class Invertibility:
         Args:
             path: where to save it as well, such as ``"invertibility.png"``.
         """
-        from .invertibility_plot import plot
-
         return plot(self, path)
 
     def __str__(self) -> str:
-        from .findings import table
-
         return table(self)
 
     __repr__ = __str__
@@ -124,8 +98,8 @@ def check_invertibility(transform: Flow | Stock, x: Tensor, context: Tensor | No
 
     Example:
         >>> import torch, pyro_flows as pf
-        >>> found = check_invertibility(pf.flows.realnvp(2), torch.randn(100, 2))
-        >>> found.verdict, round(found.condition, 3)
+        >>> report = check_invertibility(pf.flows.realnvp(2), torch.randn(100, 2))
+        >>> report.verdict, round(report.condition, 3)
         ('good', 1.0)
     """
     stock, context = _unwrapped(transform, context)
@@ -148,11 +122,11 @@ def _examine(name: str, precise: Copy, rough: Copy, x: Tensor, context: Tensor |
     noise = torch.randn(x.shape, dtype=x.dtype).to(x.device)
     spread = (x**2).mean().sqrt()
     few = torch.linspace(0, len(x) - 1, min(len(x), _STRESS_ROWS)).long().unique()
-    places = [("x", x, slice(None)), ("around x", x + (spread if spread > 0 else 1.0) * noise, slice(None))]
-    places += [(f"x · {scale:.0e}".replace("e+0", "e"), scale * x, few) for scale in _SCALES]
+    inputs = [("x", x, slice(None)), ("around x", x + (spread if spread > 0 else 1.0) * noise, slice(None))]
+    inputs += [(f"x · {scale:.0e}".replace("e+0", "e"), scale * x, few) for scale in _SCALES]
     checks: list[Check] = []
     why_not, errors, signs = "", {}, [near.sign]
-    for where, points, chosen in places:
+    for where, points, chosen in inputs:
         points, given = points[chosen], None if context is None else context[chosen]
         inside = precise.inside(points)
         if not bool(inside.any()):
@@ -162,11 +136,11 @@ def _examine(name: str, precise: Copy, rough: Copy, x: Tensor, context: Tensor |
         certain = here.sigma_max / here.sigma_min < 1e12
         signs.append(here.sign[certain])
         for f in (precise, rough):
-            found = measure(f, points, given, here, where)
-            checks += found.checks
-            why_not = why_not or found.why_not
+            measured = measure(f, points, given, here, where)
+            checks += measured.checks
+            why_not = why_not or measured.why_not
             if where == "x":
-                errors.update(found.errors)
+                errors.update(measured.errors)
     singular_values = torch.stack([near.sigma_min, near.sigma_max], -1)
     bounds = lipschitz(precise, x, context, noise)
     folds = len(torch.cat(signs[1:]).nan_to_num().unique()) > 1 or bounds[0] == 0
@@ -196,8 +170,8 @@ def _unwrapped(transform: object, context: Tensor | None) -> tuple[Stock, Tensor
 
 
 def _dtype(transform: FlowTransform) -> torch.dtype:
-    tensors = [*transform.parameters(), *transform.buffers()]
-    return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    own = floating_tensor(transform)
+    return torch.get_default_dtype() if own is None else own.dtype
 
 
 def _points(stock: Stock, f: Copy, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -207,10 +181,10 @@ def _points(stock: Stock, f: Copy, x: Tensor, context: Tensor | None) -> tuple[T
         raise DtypeError(f"check_invertibility: x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if x.dim() == 0 or not x.numel():
         raise ShapeError(f"check_invertibility: x must hold at least one point, of shape (*batch, D), got {tuple(x.shape)}")
-    if isinstance(stock, FlowTransform) and x.shape[-1] != stock.dim:
-        raise ShapeError(f"check_invertibility: {name} expects points of shape (*batch, {stock.dim}), got {tuple(x.shape)}")
     if isinstance(stock, Transform) and stock.domain.event_dim > 1:
         raise ShapeError(f"check_invertibility: {name} maps arrays of {stock.domain.event_dim} dimensions; only vectors are examined")
+    if isinstance(stock, FlowTransform) and x.shape[-1] != stock.dim:
+        raise ShapeError(f"check_invertibility: {name} expects points of shape (*batch, {stock.dim}), got {tuple(x.shape)}")
     if context is not None:
         try:
             batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
@@ -231,5 +205,5 @@ def _points(stock: Stock, f: Copy, x: Tensor, context: Tensor | None) -> tuple[T
 
 
 def _first(rows: Tensor) -> str:
-    found = rows.nonzero().flatten().tolist()
-    return ", ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    indices = rows.nonzero().flatten().tolist()
+    return ", ".join(map(str, indices[:5])) + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +13,14 @@ from ..distributions import Flow
 from ..errors import OptionError, ShapeError
 from ..numerics import draw_probe
 from ..numerics.random import seeded
-from ..transforms import ContinuousFlow
-from ..transforms.compose import layers_of
-from ..transforms.continuous import continuous_in
+from ..transforms import FlowTransform
 
 __all__ = ["OdeCheck", "check_ode"]
 
-_TIGHTER = 100.0
+_TIGHTER = 100.0  # by what tolerances are divided
 _MORE_STEPS = {"euler": 100, "midpoint": 10, "rk4": 4}  # which make the error of a fixed method about a hundredth, or less
-_GOOD_Z, _GOOD_LOG_PROB = 1e-2, 1e-2  # standard deviations of the base; nats
+_GOOD_Z = 1e-2  # standard deviations of the base
+_GOOD_NATS = 1e-2
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class OdeCheck:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        found = []
+        reasons = []
         for what, error, limit, unit in (
             ("base point", self.z_error, _GOOD_Z, ""),
-            ("log density", self.log_prob_error.abs(), _GOOD_LOG_PROB, " nats"),
+            ("log density", self.log_prob_error.abs(), _GOOD_NATS, " nats"),
         ):
             if not bool((error <= limit).all()):
-                found.append(
+                reasons.append(
                     f"the {what} is off by up to {float(error.max()):.2g}{unit}, more than {limit:g}: use smaller rtol and atol, more steps, or an "
                     'adaptive solver such as "dopri5"'
                 )
-        return tuple(found)
+        return tuple(reasons)
 
     @property
     def verdict(self) -> str:
@@ -92,15 +92,15 @@ def check_ode(flow: Flow, x: Tensor, context: Tensor | None = None) -> OdeCheck:
         >>> check_ode(pf.flows.cnf(2), torch.randn(100, 2)).verdict
         'good'
     """
-    if isinstance(flow, ContinuousFlow):
+    if isinstance(flow, FlowTransform):
         flow = Flow(flow.dim, flow)
-    layers = [found[0] for m in layers_of(flow.transform) if (found := continuous_in(m))] if isinstance(flow, Flow) else []
+    layers = _solved(flow) if isinstance(flow, Flow) else []
     if not layers:
         raise OptionError("check_ode: flow must be a Flow with ContinuousFlow layers, such as pf.flows.cnf(dim), or such a layer")
     if x.dim() != 2 or x.shape[1] != flow.transform.dim or not len(x):
         raise ShapeError(f"check_ode: x must have shape (N, {flow.transform.dim}) with N > 0, got {tuple(x.shape)}")
     fine = copy.deepcopy(flow).double()
-    for layer in (m for m in fine.modules() if isinstance(m, ContinuousFlow)):
+    for layer in _solved(fine):
         s = layer.solver
         layer.solver = replace(s, rtol=s.rtol / _TIGHTER, atol=s.atol / _TIGHTER, steps=s.steps * _MORE_STEPS.get(s.method, 1))
     wide = None if context is None else context.double()
@@ -111,13 +111,18 @@ def check_ode(flow: Flow, x: Tensor, context: Tensor | None = None) -> OdeCheck:
     return OdeCheck((z - fine_z).norm(dim=-1), log_prob - fine_log_prob, evaluations, fine_evaluations)
 
 
+def _solved(flow: Flow) -> list[Any]:
+    """The continuous flows among the layers, base to target."""
+    return [layer.ode[0] for layer in flow.transform.layers if layer.ode]
+
+
 def _score(flow: Flow, x: Tensor, context: Tensor | None, probes: list[Tensor | None]) -> tuple[Tensor, Tensor, int]:
     """Base points, log densities, and the number of evaluations."""
     left, total, evaluations = list(probes), x.new_zeros(x.shape[:-1]), 0
-    for part in reversed(layers_of(flow.transform)):
+    for part in reversed(flow.transform.layers):
         given = context if part.context_dim else None
-        if found := continuous_in(part):
-            (layer, backwards), probe = found, left.pop()
+        if part.ode:
+            (layer, backwards), probe = part.ode, left.pop()
             solved = layer.solve(x, given, inverse=not backwards, probe=None if probe is None else probe.to(x))
             x, ladj, evaluations = solved.value, solved.ladj, evaluations + solved.evaluations
         else:

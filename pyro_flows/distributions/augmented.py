@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from ..errors import IntractableError, OptionError, ShapeError
 from ..nets import MLP
-from ..transforms import Compose, Standardize
+from ..transforms import Standardize
 from ..univariate.affine import soft_clamp
 from .flow import Flow, FlowDistribution, standardization
 
@@ -110,7 +110,8 @@ class AugmentedFlow(Flow):
     """
 
     def __init__(self, flow: Flow, dim: int, hidden_features: Sequence[int] = (64, 64)) -> None:
-        super().__init__(flow.base, flow.transform, flow._compiler is not None)
+        super().__init__(flow.base, flow.transform)
+        self._compiler = flow._compiler
         if not isinstance(dim, int) or not 0 < dim < flow.dim:
             raise ShapeError(f"AugmentedFlow: dim must be positive and below the joint flow's {flow.dim}, got {dim!r}")
         self._dim = dim
@@ -121,12 +122,17 @@ class AugmentedFlow(Flow):
         """Number of coordinates of a point, without the extra ones."""
         return getattr(self, "_dim", self.transform.dim)
 
-    def forward(self, context: Tensor | None = None) -> AugmentedDistribution:  # type: ignore[override]
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of a point, without the extra coordinates."""
+        return torch.Size([self.dim])
+
+    def forward(self, context: Tensor | None = None) -> AugmentedDistribution:
         return AugmentedDistribution(super().forward(context), self._dim, lambda x: self.encode(x, context))
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Location and log scale of ``q(a | x)``, each ``(*batch, extra)``."""
-        last = self.transform[-1] if isinstance(self.transform, Compose) else None
+        last = self.transform.layers[-1]
         if isinstance(last, Standardize):
             x = last.inverse_and_ladj(self._widened(x))[0][..., : self._dim]
         if context is not None:
@@ -148,8 +154,7 @@ class AugmentedFlow(Flow):
         loc = layer.loc.new_zeros(self.transform.dim)
         scale = torch.eye(self.transform.dim).to(loc)
         loc[: self._dim], scale[: self._dim, : self._dim] = layer.loc, layer.scale_tril
-        parts = list(self.transform.parts) if isinstance(self.transform, Compose) else [self.transform]
-        wide = Flow(self.base, Compose([*parts, Standardize(loc, scale)]), self._compiler is not None)  # type: ignore[list-item]
-        new = AugmentedFlow(wide, self._dim)
+        wide = Flow(self.base, [*self.transform.layers, Standardize(loc, scale)])
+        new = AugmentedFlow(wide if self._compiler is None else wide.compiled(), self._dim)
         new.encoder = self.encoder
         return new

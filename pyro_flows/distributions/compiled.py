@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..numerics.introspection import is_traced
-from ..transforms import Compose, FlowTransform
+from ..transforms import FlowTransform
 from ..transforms.base import Conditioned
 
 __all__ = ["Compiler", "Compiled"]
@@ -39,8 +39,7 @@ class Compiler:
 
     def __call__(self, way: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         apply: Fused = getattr(self.transform, f"{way}_and_ladj")
-        parts = self.transform.parts if isinstance(self.transform, Compose) else [self.transform]
-        if is_traced() or any(part.one_pass not in ("both", way) for part in parts):
+        if is_traced() or any(layer.one_pass not in ("both", way) for layer in self.transform.layers):
             return apply(value, context)
         if way not in self._made:
             self._made[way] = _compile(apply)
@@ -54,7 +53,7 @@ class Compiled(Conditioned):
     """A transform at a context, or at none, whose maps go through a :class:`Compiler`."""
 
     def __init__(self, compiler: Compiler, context: Tensor | None) -> None:
-        super().__init__(compiler.transform, context)  # type: ignore[arg-type]
+        super().__init__(compiler.transform, context)
         self.compiler = compiler
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -62,11 +61,3 @@ class Compiled(Conditioned):
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.compiler("inverse", y, self.context)
-
-    def _state(self) -> tuple[Tensor, ...]:
-        return self.transform._state() if self.context is None else super()._state()
-
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return shape if self.context is None else super().forward_shape(shape)
-
-    inverse_shape = forward_shape

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -13,15 +14,19 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..errors import DataError, OptionError, ShapeError, SupportError
+from ..numerics.introspection import floating_tensor
 from ..transforms import Compose, FlowTransform, Standardize
+from ..transforms.memory import Remembering
 from .bases import Gaussian
 from .compiled import Compiled, Compiler
 
 __all__ = ["Flow", "FlowDistribution"]
 
+AnyFlow = TypeVar("AnyFlow", bound="Flow")
+
 
 class FlowDistribution(dist.TransformedDistribution):
-    """What a :class:`Flow` gives when it is called: Pyro's ``TransformedDistribution`` with a fused draw-and-score.
+    """What a :class:`Flow` gives when it is called: Pyro's ``TransformedDistribution`` with a fused density, and a fused draw-and-score.
 
     Shapes, support, ``expand``, plates and validation are torch's own.
 
@@ -35,11 +40,11 @@ class FlowDistribution(dist.TransformedDistribution):
 
     def __init__(self, base_distribution: Any, transforms: Transform | list[Transform], validate_args: bool | None = None) -> None:
         super().__init__(base_distribution, transforms, validate_args)
-        _check_places(base_distribution, self.transforms)
+        _check_supports(base_distribution, self.transforms)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """A copy with another batch shape."""
-        return super().expand(batch_shape, self._get_checked_instance(FlowDistribution, _instance))  # type: ignore[no-any-return]
+        return super().expand(batch_shape, self._get_checked_instance(FlowDistribution, _instance))
 
     def _validate_sample(self, value: Tensor) -> None:
         manifold = getattr(self.transforms[-1], "manifold", None) if self.transforms else None
@@ -47,6 +52,26 @@ class FlowDistribution(dist.TransformedDistribution):
             super()._validate_sample(value)
         else:
             manifold.validate(value, self)  # which says how far from the manifold a point lies, and allows for rounding
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density ``(*batch,)`` at points ``(*batch, *event_shape)``: one pass of each transform's inverse.
+
+        At a draw that the transforms have just made, and remember, nothing is inverted.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        event_dim = len(self.event_shape)
+        log_prob: Tensor | float = 0.0
+        for transform in reversed(self.transforms):
+            if isinstance(transform, Remembering):
+                x, ladj = transform.inverse_and_forward_ladj(value)
+            else:
+                x = transform.inv(value)
+                ladj = transform.log_abs_det_jacobian(x, value)
+            event_dim += transform.domain.event_dim - transform.codomain.event_dim
+            log_prob = log_prob - sum_rightmost(ladj, event_dim - transform.domain.event_dim)
+            value = x
+        return log_prob + sum_rightmost(self.base_dist.log_prob(value), event_dim - len(self.base_dist.event_shape))
 
     def rsample_and_log_prob(self, sample_shape: torch.Size | Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Reparameterised draws of shape ``sample_shape + batch_shape + event_shape``, and their log density, in one pass.
@@ -58,7 +83,7 @@ class FlowDistribution(dist.TransformedDistribution):
         event_dim = len(self.event_shape)
         log_prob = self.base_dist.log_prob(x)
         for transform in self.transforms:
-            if isinstance(transform, FlowTransform | Compiled):
+            if isinstance(transform, Remembering):
                 x, ladj = transform.forward_and_ladj(x)
             else:
                 y = transform(x)
@@ -74,22 +99,22 @@ class FlowDistribution(dist.TransformedDistribution):
 _CURVED = (type(constraints.sphere), type(constraints.simplex))
 
 
-def _check_places(base: Any, transforms: Sequence[Transform]) -> None:
+def _check_supports(base: Any, transforms: Sequence[Transform]) -> None:
     """Raise a ``SupportError`` where directions or compositions meet a transform of something else: the measures of their densities differ."""
     try:
-        place = _core(base.support)
+        current = _core(base.support)
     except NotImplementedError:  # a distribution that does not say
         return
     for transform in transforms:
         if not getattr(transform, "parts", True):  # the identity
             continue
         wanted = _core(transform.domain)
-        if isinstance(place, _CURVED) != isinstance(wanted, _CURVED) or (isinstance(wanted, _CURVED) and type(place) is not type(wanted)):
+        if isinstance(current, _CURVED) != isinstance(wanted, _CURVED) or (isinstance(wanted, _CURVED) and type(current) is not type(wanted)):
             raise SupportError(
                 f"FlowDistribution: {type(transform).__name__} moves points of {getattr(transform, 'manifold', None) or wanted}, and gets such of "
-                f"{place}: give a base on the same manifold, such as pf.manifolds.Uniform(manifold)()"
+                f"{current}: give a base on the same manifold, such as pf.manifolds.Uniform(manifold)()"
             )
-        place = _core(transform.codomain)
+        current = _core(transform.codomain)
 
 
 def _core(support: Any) -> Any:
@@ -103,12 +128,20 @@ def standardization(flow: Any, x: Any) -> Standardize:
     rows = torch.as_tensor(x).detach()
     if rows.dim() != 2 or rows.shape[1] != flow.dim:
         raise ShapeError(f"standardized: x must have shape (N, {flow.dim}), got {tuple(rows.shape)}")
-    like = next((t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point()), torch.zeros(()))
+    like = floating_tensor(flow)
+    like = torch.zeros(()) if like is None else like
     scale, loc = torch.std_mean(rows.double(), 0)
     unusable = (~(scale > 0) | ~torch.isfinite(scale)).nonzero()[:, 0].tolist()
     if unusable:
         raise DataError(f"standardized: columns {unusable} of x are constant or not finite")
     return Standardize(loc.to(like), scale.to(like).diag())
+
+
+def _event_shape(base: nn.Module) -> torch.Size | None:
+    """Shape of a base's points, where it says so: as ``event_shape``, or as ``dim`` for vectors."""
+    dim = getattr(base, "dim", None)
+    shape = getattr(base, "event_shape", None if dim is None else (dim,))
+    return None if shape is None else torch.Size(shape)
 
 
 class Flow(nn.Module):
@@ -117,10 +150,9 @@ class Flow(nn.Module):
     Args:
         base: a module whose call gives the base distribution (:mod:`pyro_flows.distributions`), or an integer for a standard normal of that size.
         transforms: a transform or a sequence of them, in the sampling direction.
-        compile: whether the transforms run through ``torch.compile``: splines then run about half again as fast. Compilation takes up to a minute,
-            and comes at the first call with each kind of input (batch size, dtype, with and without gradients).
 
-    Calling it, ``flow()`` or ``flow(context)``, gives a :class:`FlowDistribution` with ``event_shape (D,)`` and the context's batch shape.
+    Calling it, ``flow()`` or ``flow(context)``, gives a :class:`FlowDistribution` with the transforms' ``event_shape``, ``(D,)`` for vectors, and the
+    context's batch shape.
 
     Example:
         >>> import torch, pyro_flows as pf
@@ -129,31 +161,38 @@ class Flow(nn.Module):
         torch.Size([5])
 
     Raises:
-        ShapeError: base and transforms differ in size, or a context is missing or unexpected.
+        ShapeError: base and transforms have points of different shapes, or a context is missing or unexpected.
         SupportError: base and transforms live on different manifolds.
     """
 
-    def __init__(self, base: nn.Module | int, transforms: FlowTransform | Sequence[FlowTransform], compile: bool = False) -> None:
+    transform: FlowTransform
+    base: nn.Module
+
+    def __init__(self, base: nn.Module | int, transforms: FlowTransform | Sequence[FlowTransform]) -> None:
         super().__init__()
         self.transform = transforms if isinstance(transforms, FlowTransform) else Compose(transforms)
         self.base = Gaussian(base) if isinstance(base, int) else base
         if not isinstance(self.base, nn.Module):
             raise OptionError("Flow: base must be a module that gives a distribution when called (pf.distributions.Gaussian(dim)), or an integer")
-        base_dim = getattr(self.base, "dim", self.transform.dim)
-        if base_dim != self.transform.dim:
-            raise ShapeError(f"Flow: the base has dim {base_dim}, the transforms have dim {self.transform.dim}")
+        base_shape = _event_shape(self.base)
+        if base_shape is not None and base_shape != self.event_shape:
+            raise ShapeError(f"Flow: the base has points of shape {tuple(base_shape)}, the transforms of shape {tuple(self.event_shape)}")
         if getattr(self.base, "manifold", None) != self.transform.manifold:
-            places = (getattr(self.base, "manifold", None) or "R^D", self.transform.manifold or "R^D")
+            own, other = getattr(self.base, "manifold", None) or "R^D", self.transform.manifold or "R^D"
             raise SupportError(
-                f"Flow: the base lives on {places[0]}, the transforms on {places[1]}: give a base on the same manifold, such as "
-                "pf.manifolds.Uniform(manifold)"
+                f"Flow: the base lives on {own}, the transforms on {other}: give a base on the same manifold, such as pf.manifolds.Uniform(manifold)"
             )
-        self._compiler = Compiler(self.transform) if compile else None
+        self._compiler: Compiler | None = None
 
     @property
     def dim(self) -> int:
-        """Number of coordinates."""
+        """Number of coordinates of a point."""
         return self.transform.dim
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of a point: ``(dim,)`` for vectors."""
+        return self.transform.event_shape
 
     @property
     def context_dim(self) -> int:
@@ -180,11 +219,37 @@ class Flow(nn.Module):
             ShapeError: rows of another size.
             DataError: a column that is constant or not finite.
         """
-        parts = list(self.transform.parts) if isinstance(self.transform, Compose) else [self.transform]
-        layers = Compose([*parts, standardization(self, x)])  # type: ignore[list-item]
-        return Flow(self.base, layers, self._compiler is not None)
+        flow = Flow(self.base, [*self.transform.layers, standardization(self, x)])
+        return flow if self._compiler is None else flow.compiled()
+
+    def compiled(self: AnyFlow) -> AnyFlow:
+        """The same flow, its parameters shared, whose density and sampling run through ``torch.compile``.
+
+        A direction in which an autoregressive layer works step by step stays as it is: a graph of all steps takes minutes to make and wins little.
+
+        Cost: splines run about half again as fast. Compilation takes up to a minute, and comes at the first call with each kind of input (batch
+        size, dtype, with and without gradients). It needs a C++ compiler.
+
+        Raises:
+            OptionError: a layer whose steps depend on the values that it meets: a continuous flow with an adaptive solver.
+
+        Example:
+            >>> import pyro_flows as pf
+            >>> flow = pf.flows.nsf(2).compiled()
+            >>> flow().event_shape  # nothing is compiled before the first density or draw
+            torch.Size([2])
+        """
+        for module in self.transform.modules():
+            if isinstance(module, FlowTransform):
+                module.check_compilable()
+        new = copy.copy(self)
+        for register in ("_parameters", "_buffers", "_modules"):  # a copy of its own, so that what is set on one flow is not set on the other
+            new.__dict__[register] = getattr(self, register).copy()
+        new._compiler = Compiler(self.transform)
+        return new
 
     def extra_repr(self) -> str:
         """Sizes at a glance."""
         count = sum(p.numel() for p in self.parameters())
-        return f"dim={self.dim}, context_dim={self.context_dim}, parameters={count}"
+        size = f"dim={self.dim}" if len(self.event_shape) == 1 else f"event_shape={tuple(self.event_shape)}"
+        return f"{size}, context_dim={self.context_dim}, parameters={count}"

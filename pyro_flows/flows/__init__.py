@@ -6,8 +6,9 @@ transformed. Each starts at the identity: the flow is its base until it is train
 
 - ``dim``: number of coordinates; ``context_dim``: size of the context, 0 for none;
 - ``transforms``: number of layers; ``hidden_features``: widths of each conditioner, where there is one;
-- ``base``: base module, standard normal by default;
-- ``compile``: whether the layers run through ``torch.compile``, see :class:`~pyro_flows.distributions.Flow`.
+- ``base``: base module, standard normal by default.
+
+``flow.compiled()`` runs a flow through ``torch.compile``, see :meth:`~pyro_flows.distributions.Flow.compiled`.
 """
 
 from .classic import cinn, flow_gmm, iaf, maf, nice, nsf, nsf_ar, realnvp

@@ -1,68 +1,19 @@
-"""The recipes whose maps have formulas both ways: shifts, scales and splines; and the stacks that all recipes are made of."""
+"""The recipes whose maps have formulas both ways: shifts, scales and splines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from ..distributions import Flow, GaussianMixture
-from ..errors import OptionError, ShapeError
+from ..errors import ShapeError
 from ..transforms import Affine as Scale
-from ..transforms import Autoregressive, Compose, Coupling, Embedded, FlowTransform, LULinear, Permutation
+from ..transforms import Compose, Embedded
 from ..univariate import Affine, RationalQuadraticSpline, Shift, Univariate
+from .stacks import autoregressions, couplings, flow_of
 
 __all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "nsf_ar", "cinn", "flow_gmm"]
-
-
-def _count(dim: int, transforms: int) -> int:
-    if not isinstance(dim, int) or dim < 1:
-        raise ShapeError(f"dim must be a positive integer, got {dim!r}")
-    if not isinstance(transforms, int) or transforms < 1:
-        raise OptionError(f"transforms must be a positive integer, got {transforms!r}")
-    return transforms
-
-
-def _couplings(
-    univariate: Univariate, dim: int, context_dim: int, transforms: int, hidden_features: Sequence[int], mix: bool = False
-) -> list[FlowTransform]:
-    """Couplings of the first half and the second in turn, with a riffle after each round and the original order at the end.
-
-    A riffle (even places, then odd ones) puts any two coordinates in different halves after a few rounds, so that each can depend on each; and
-    contiguous halves are slices, which cost nothing to take apart and join.
-    """
-    transforms = _count(dim, transforms)
-    first = torch.arange(dim) < (dim + 1) // 2
-    riffle = torch.cat([torch.arange(0, dim, 2), torch.arange(1, dim, 2)])
-    order = torch.arange(dim)
-    layers: list[FlowTransform] = []
-    for i in range(transforms):
-        layers.append(Coupling(univariate, dim, first if i % 2 == 0 or dim == 1 else ~first, context_dim, hidden_features))
-        if i % 2 == 1 and i + 1 < transforms and dim > 1:
-            if mix:
-                layers.append(LULinear(dim))
-            if dim > 2:
-                layers.append(Permutation(riffle))
-                order = order[riffle]
-    if not torch.equal(order, torch.arange(dim)):
-        layers.append(Permutation(order.argsort()))
-    return layers
-
-
-def _autoregressions(
-    univariate: Univariate, direction: str, dim: int, context_dim: int, transforms: int, hidden_features: Sequence[int]
-) -> list[FlowTransform]:
-    transforms = _count(dim, transforms)
-    order = torch.arange(dim)
-    return [
-        Autoregressive(univariate, dim, direction, order if i % 2 == 0 else order.flip(0), context_dim, hidden_features)  # type: ignore[arg-type]
-        for i in range(transforms)
-    ]
-
-
-def _flow(layers: list[FlowTransform], dim: int, base: nn.Module | None, compile: bool) -> Flow:
-    return Flow(dim if base is None else base, Compose(layers), compile)
 
 
 def nice(
@@ -71,7 +22,6 @@ def nice(
     transforms: int = 4,
     hidden_features: Sequence[int] = (64, 64),
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Additive couplings, then one diagonal scale (NICE): volume-preserving but for the scale.
 
@@ -81,7 +31,7 @@ def nice(
 
     Cost: one pass for samples and for densities. Reference: NICE (Dinh et al., 2014), https://arxiv.org/abs/1410.8516
     """
-    return _flow([*_couplings(Shift(), dim, context_dim, transforms, hidden_features), Scale(dim, context_dim)], dim, base, compile)
+    return flow_of([*couplings(Shift(), dim, context_dim, transforms, hidden_features), Scale(dim, context_dim)], dim, base)
 
 
 def realnvp(
@@ -90,7 +40,6 @@ def realnvp(
     transforms: int = 6,
     hidden_features: Sequence[int] = (64, 64),
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Affine couplings (RealNVP).
 
@@ -100,7 +49,7 @@ def realnvp(
 
     Cost: one pass for samples and for densities. Reference: Density estimation using real NVP (Dinh et al., 2016), https://arxiv.org/abs/1605.08803
     """
-    return _flow(_couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_of(couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base)
 
 
 def nsf(
@@ -111,7 +60,6 @@ def nsf(
     bins: int = 8,
     bound: float = 5.0,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Rational-quadratic spline couplings with linear mixing between rounds (NSF, coupling).
 
@@ -124,7 +72,7 @@ def nsf(
     Cost: one pass for samples and for densities. Reference: Neural spline flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
     """
     spline = RationalQuadraticSpline(bins, bound)
-    return _flow(_couplings(spline, dim, context_dim, transforms, hidden_features, mix=True), dim, base, compile)
+    return flow_of(couplings(spline, dim, context_dim, transforms, hidden_features, mix=True), dim, base)
 
 
 def maf(
@@ -133,7 +81,6 @@ def maf(
     transforms: int = 5,
     hidden_features: Sequence[int] = (64, 64),
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Affine autoregressive layers whose density takes one pass (MAF).
 
@@ -143,7 +90,7 @@ def maf(
     Cost: densities take one pass, samples ``dim`` dependent steps. Reference: Masked autoregressive flow (Papamakarios et al., 2017),
     https://arxiv.org/abs/1705.07057
     """
-    return _flow(_autoregressions(Affine(), "density", dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_of(autoregressions(Affine(), "density", dim, context_dim, transforms, hidden_features), dim, base)
 
 
 def iaf(
@@ -152,7 +99,6 @@ def iaf(
     transforms: int = 5,
     hidden_features: Sequence[int] = (64, 64),
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Affine autoregressive layers whose samples take one pass (IAF).
 
@@ -162,7 +108,7 @@ def iaf(
     Cost: samples take one pass, densities of given points ``dim`` dependent steps. Reference: Improved variational inference with inverse
     autoregressive flow (Kingma et al., 2016), https://arxiv.org/abs/1606.04934
     """
-    return _flow(_autoregressions(Affine(), "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_of(autoregressions(Affine(), "sampling", dim, context_dim, transforms, hidden_features), dim, base)
 
 
 def nsf_ar(
@@ -173,7 +119,6 @@ def nsf_ar(
     bins: int = 8,
     bound: float = 5.0,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Rational-quadratic spline autoregressive layers whose density takes one pass (NSF, autoregressive).
 
@@ -186,7 +131,7 @@ def nsf_ar(
     https://arxiv.org/abs/1906.04032
     """
     spline = RationalQuadraticSpline(bins, bound)
-    return _flow(_autoregressions(spline, "density", dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_of(autoregressions(spline, "density", dim, context_dim, transforms, hidden_features), dim, base)
 
 
 def cinn(
@@ -198,7 +143,6 @@ def cinn(
     hidden_features: Sequence[int] = (64, 64),
     univariate: Univariate | None = None,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Couplings on features of the context, learned with the flow (cINN); without a context, the couplings alone.
 
@@ -210,12 +154,12 @@ def cinn(
     """
     if context_dim < 0:
         raise ShapeError(f"context_dim must be a non-negative integer, got {context_dim!r}")
-    layers = _couplings(univariate or Affine(), dim, feature_dim if context_dim else 0, transforms, hidden_features, mix=True)
+    layers = couplings(univariate or Affine(), dim, feature_dim if context_dim else 0, transforms, hidden_features, mix=True)
     if not context_dim:
-        return _flow(layers, dim, base, compile)
+        return flow_of(layers, dim, base)
     if features is None:
         features = nn.Sequential(nn.Linear(context_dim, 64), nn.SiLU(), nn.Linear(64, feature_dim))
-    return Flow(dim if base is None else base, Embedded(Compose(layers), features, context_dim), compile)
+    return Flow(dim if base is None else base, Embedded(Compose(layers), features, context_dim))
 
 
 def flow_gmm(
@@ -225,7 +169,6 @@ def flow_gmm(
     transforms: int = 6,
     hidden_features: Sequence[int] = (64, 64),
     trainable: bool = True,
-    compile: bool = False,
 ) -> Flow:
     """Affine couplings on a Gaussian mixture, one component a class (FlowGMM).
 
@@ -240,4 +183,4 @@ def flow_gmm(
     https://arxiv.org/abs/1912.13025
     """
     base = GaussianMixture(dim, components, trainable=trainable)
-    return _flow(_couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_of(couplings(Affine(), dim, context_dim, transforms, hidden_features), dim, base)

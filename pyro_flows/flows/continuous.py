@@ -10,9 +10,8 @@ from torch import nn
 from ..distributions import AugmentedFlow, Flow
 from ..errors import OptionError, ShapeError
 from ..nets import AutoregressiveVelocity, PotentialNet, VelocityMLP
-from ..numerics.ode import FIXED_SOLVERS
 from ..transforms import ContinuousFlow
-from .classic import _count, _flow
+from .stacks import check_sizes, flow_of
 
 __all__ = ["cnf"]
 
@@ -39,7 +38,6 @@ def cnf(
     adjoint: bool = False,
     checkpoint: int = 0,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Points that move with a velocity that a net gives (CNF, FFJORD, OT-Flow): a full Jacobian, and an accuracy that can be chosen.
 
@@ -61,12 +59,10 @@ def cnf(
         raise ShapeError(f"context_dim must be a non-negative integer, got {context_dim!r}")
     if not isinstance(augment, int) or augment < 0:
         raise OptionError(f"augment must be the number of extra coordinates, got {augment!r}")
-    if compile and solver not in FIXED_SOLVERS:
-        raise OptionError(f'compile=True needs fixed steps, such as solver="rk4": solver={solver!r} chooses its own by the values it meets')
     size = dim + augment
     layers = [
         ContinuousFlow(size, NETS[net](size, context_dim, hidden_features), context_dim, trace, noise, solver, steps, rtol, atol, adjoint, checkpoint)
-        for _ in range(_count(dim, transforms))
+        for _ in range(check_sizes(dim, transforms))
     ]
-    flow = _flow(layers, size, base, compile)  # type: ignore[arg-type]
+    flow = flow_of(layers, size, base)
     return AugmentedFlow(flow, dim, hidden_features) if augment else flow

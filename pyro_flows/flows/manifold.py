@@ -22,7 +22,7 @@ from ..manifolds import (
 from ..nets.mlp import check_widths
 from ..transforms import Compose, Embedded, FlowTransform, LULinear
 from ..univariate import CircularSpline, RationalQuadraticSpline, Univariate
-from .classic import _count, _couplings
+from .stacks import check_sizes, couplings
 
 __all__ = ["sphere", "simplex", "torus"]
 
@@ -35,7 +35,6 @@ def sphere(
     bins: int = 8,
     antipodal: bool = False,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Densities on the sphere of ``R^n`` under surface measure: normalised affine maps and flows along free axes, in turn.
 
@@ -57,10 +56,10 @@ def sphere(
     """
     features, widths = _features(context_dim, hidden_features)
     layers: list[FlowTransform] = []
-    for _ in range(_count(n, transforms)):
+    for _ in range(check_sizes(n, transforms)):
         layers += [(NormalizedLinear if antipodal else NormalizedAffine)(n, widths), AxisFlow(n, widths, bins, antipodal)]
     inner: FlowTransform = Compose(layers)
-    return Flow(base or Uniform(Sphere(n)), inner if features is None else Embedded(inner, features, context_dim), compile)
+    return Flow(base or Uniform(Sphere(n)), inner if features is None else Embedded(inner, features, context_dim))
 
 
 def _features(context_dim: int, hidden_features: Sequence[int]) -> tuple[nn.Module | None, int]:
@@ -83,7 +82,6 @@ def simplex(
     bound: float = 5.0,
     chart: str = "ilr",
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Densities of compositions of ``n`` parts, under Lebesgue measure of the first ``n - 1``: spline couplings and linear maps of log-ratios.
 
@@ -98,8 +96,8 @@ def simplex(
     Cost: one pass for samples and for densities.
     """
     where = Simplex(n)
-    layers = _couplings(RationalQuadraticSpline(bins, bound), n - 1, context_dim, transforms, hidden_features, mix=True)
-    return Flow(base or Uniform(where), SimplexFlow([*layers, LULinear(n - 1)], chart), compile)
+    layers = couplings(RationalQuadraticSpline(bins, bound), n - 1, context_dim, transforms, hidden_features, mix=True)
+    return Flow(base or Uniform(where), SimplexFlow([*layers, LULinear(n - 1)], chart))
 
 
 def torus(
@@ -110,7 +108,6 @@ def torus(
     bins: int = 8,
     univariate: Univariate | None = None,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Densities of ``d`` angles: couplings of circular splines whose conditioners see cosines and sines.
 
@@ -127,8 +124,8 @@ def torus(
     """
     f, index, bits = univariate or CircularSpline(bins), torch.arange(d), max(1, (d - 1).bit_length())
     layers: list[FlowTransform] = []
-    for i in range(_count(d, transforms)):
+    for i in range(check_sizes(d, transforms)):
         # Angles that differ in a binary digit of their index are on different sides in its round.
         side = (index >> (i // 2 % bits)) % 2 == i % 2
         layers.append(TorusCoupling(f, d, side if d > 1 else torch.ones(1, dtype=torch.bool), context_dim, hidden_features))
-    return Flow(base or Uniform(Torus(d)), Compose(layers), compile)
+    return Flow(base or Uniform(Torus(d)), Compose(layers))

@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import nn
 
 from ..distributions import Flow
 from ..errors import OptionError
-from ..transforms import BlockAutoregressive, ContractiveResidual, FlowTransform, Permutation, Planar, Radial, Sylvester
-from .classic import _count, _flow
+from ..transforms import BlockAutoregressive, ContractiveResidual, FlowTransform, Planar, Radial, Sylvester
+from .stacks import alternating, check_sizes, flow_of
 
 __all__ = ["planar", "radial", "sylvester", "bnaf", "residual"]
-
-
-def _alternating(layers: list[FlowTransform], dim: int) -> list[FlowTransform]:
-    """The same layers, every second one on the coordinates in reverse order."""
-    flip = torch.arange(dim).flip(0)
-    return [part for i, layer in enumerate(layers) for part in ((Permutation(flip), layer, Permutation(flip)) if i % 2 else (layer,))]
 
 
 def planar(
@@ -28,7 +21,6 @@ def planar(
     transforms: int = 16,
     activation: Literal["tanh", "leaky_relu"] = "tanh",
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Planar layers: each bends space along one direction.
 
@@ -38,7 +30,7 @@ def planar(
     Cost: samples take one pass; densities one scalar equation a layer for tanh, one pass for leaky ReLU. Reference: Variational inference with
     normalizing flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
     """
-    return _flow([Planar(dim, context_dim, activation) for _ in range(_count(dim, transforms))], dim, base, compile)
+    return flow_of([Planar(dim, context_dim, activation) for _ in range(check_sizes(dim, transforms))], dim, base)
 
 
 def radial(
@@ -46,14 +38,13 @@ def radial(
     context_dim: int = 0,
     transforms: int = 16,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Radial layers: each pushes points away from a centre, or pulls them to it.
 
     Cost: one pass for samples and for densities. Reference: Variational inference with normalizing flows (Rezende & Mohamed, 2015),
     https://arxiv.org/abs/1505.05770
     """
-    return _flow([Radial(dim, context_dim) for _ in range(_count(dim, transforms))], dim, base, compile)
+    return flow_of([Radial(dim, context_dim) for _ in range(check_sizes(dim, transforms))], dim, base)
 
 
 def sylvester(
@@ -63,7 +54,6 @@ def sylvester(
     rank: int | None = None,
     basis: Literal["orthogonal", "householder", "triangular"] = "orthogonal",
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Sylvester layers: each bends space along several directions at once.
 
@@ -74,8 +64,8 @@ def sylvester(
     Cost: samples take one pass, densities of given points ``rank`` dependent scalar equations a layer. Reference: Sylvester normalizing flows for
     variational inference (van den Berg et al., 2018), https://arxiv.org/abs/1803.05649
     """
-    layers: list[FlowTransform] = [Sylvester(dim, rank, context_dim, basis) for _ in range(_count(dim, transforms))]
-    return _flow(_alternating(layers, dim) if basis == "triangular" else layers, dim, base, compile)
+    layers: list[FlowTransform] = [Sylvester(dim, rank, context_dim, basis) for _ in range(check_sizes(dim, transforms))]
+    return flow_of(alternating(layers, dim) if basis == "triangular" else layers, dim, base)
 
 
 def bnaf(
@@ -85,7 +75,6 @@ def bnaf(
     hidden_factors: Sequence[int] = (8, 8),
     direction: Literal["density", "sampling"] = "density",
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Block autoregressive networks, in an order and its reverse (BNAF).
 
@@ -98,8 +87,8 @@ def bnaf(
     """
     if direction not in ("density", "sampling"):
         raise OptionError(f'bnaf: direction must be "density" or "sampling", got {direction!r}')
-    layers = [BlockAutoregressive(dim, hidden_factors, context_dim) for _ in range(_count(dim, transforms))]
-    return _flow(_alternating([f.inv if direction == "density" else f for f in layers], dim), dim, base, compile)
+    layers = [BlockAutoregressive(dim, hidden_factors, context_dim) for _ in range(check_sizes(dim, transforms))]
+    return flow_of(alternating([f.inv if direction == "density" else f for f in layers], dim), dim, base)
 
 
 def residual(
@@ -110,7 +99,6 @@ def residual(
     lipschitz: float = 0.97,
     direction: Literal["density", "sampling"] = "density",
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Contractive residual layers, whose Jacobians are full (i-ResNet, Residual Flow); above 8 coordinates the density is estimated.
 
@@ -121,6 +109,6 @@ def residual(
     Reference: Residual flows (Chen et al., 2019), https://arxiv.org/abs/1906.02735
     """
     layers: list[FlowTransform] = [
-        ContractiveResidual(dim, context_dim, direction, hidden_features, lipschitz) for _ in range(_count(dim, transforms))
+        ContractiveResidual(dim, context_dim, direction, hidden_features, lipschitz) for _ in range(check_sizes(dim, transforms))
     ]
-    return _flow(layers, dim, base, compile)
+    return flow_of(layers, dim, base)

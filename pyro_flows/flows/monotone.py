@@ -7,16 +7,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..distributions import Flow
-from ..transforms import Compose, Elementwise, FlowTransform, OrthogonalLinear
+from ..transforms import Elementwise, FlowTransform, OrthogonalLinear
 from ..univariate import BernsteinPolynomial, DeepSigmoid, Gaussianization, MixtureCDF, SumOfSquares, UnconstrainedMonotone
-from .classic import _autoregressions, _count, _couplings
+from .stacks import autoregressions, check_sizes, couplings, flow_towards_base
 
 __all__ = ["naf", "umnn", "flowpp", "gaussianization", "sos", "bernstein"]
-
-
-def _towards_base(layers: list[FlowTransform], dim: int, base: nn.Module | None, compile: bool) -> Flow:
-    """A flow whose densities run through the layers' formulas, first layer first."""
-    return Flow(dim if base is None else base, Compose(layers).inv, compile)
 
 
 def naf(
@@ -26,7 +21,6 @@ def naf(
     hidden_features: Sequence[int] = (64, 64),
     units: int = 8,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Deep sigmoidal autoregressive layers (NAF).
 
@@ -36,7 +30,7 @@ def naf(
     Cost: densities take one pass, samples ``dim`` dependent roots. Reference: Neural autoregressive flows (Huang et al., 2018),
     https://arxiv.org/abs/1804.00779
     """
-    return _towards_base(_autoregressions(DeepSigmoid(units), "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_towards_base(autoregressions(DeepSigmoid(units), "sampling", dim, context_dim, transforms, hidden_features), dim, base)
 
 
 def umnn(
@@ -47,7 +41,6 @@ def umnn(
     units: int = 8,
     bound: float = 4.0,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Autoregressive layers that integrate positive networks (UMNN).
 
@@ -59,7 +52,7 @@ def umnn(
     networks (Wehenkel and Louppe, 2019), https://arxiv.org/abs/1908.05164
     """
     f = UnconstrainedMonotone(units, bound)
-    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_towards_base(autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base)
 
 
 def flowpp(
@@ -69,7 +62,6 @@ def flowpp(
     hidden_features: Sequence[int] = (64, 64),
     components: int = 8,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Couplings by CDFs of logistic mixtures, with linear mixing between rounds (Flow++).
 
@@ -78,8 +70,8 @@ def flowpp(
 
     Cost: densities take one pass, samples one pass and one root a layer. Reference: Flow++ (Ho et al., 2019), https://arxiv.org/abs/1902.00275
     """
-    layers = _couplings(MixtureCDF(components), dim, context_dim, transforms, hidden_features, mix=True)
-    return _towards_base(layers, dim, base, compile)
+    layers = couplings(MixtureCDF(components), dim, context_dim, transforms, hidden_features, mix=True)
+    return flow_towards_base(layers, dim, base)
 
 
 def gaussianization(
@@ -88,7 +80,6 @@ def gaussianization(
     transforms: int = 6,
     components: int = 8,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Marginals made normal by mixtures of normals, and rotations in turn: no conditioner at all.
 
@@ -98,9 +89,9 @@ def gaussianization(
     Cost: densities take one pass, samples one root a layer. Reference: Gaussianization flows (Meng et al., 2020), https://arxiv.org/abs/2003.01941
     """
     layers: list[FlowTransform] = []
-    for _ in range(_count(dim, transforms)):
+    for _ in range(check_sizes(dim, transforms)):
         layers += [OrthogonalLinear(dim), Elementwise(Gaussianization(components), dim, context_dim)]
-    return _towards_base(layers, dim, base, compile)
+    return flow_towards_base(layers, dim, base)
 
 
 def sos(
@@ -111,7 +102,6 @@ def sos(
     degree: int = 4,
     bound: float = 5.0,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Autoregressive layers of polynomials whose derivative is a sum of squares (SOS).
 
@@ -123,7 +113,7 @@ def sos(
     https://arxiv.org/abs/1905.02325
     """
     f = SumOfSquares(degree, bound)
-    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_towards_base(autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base)
 
 
 def bernstein(
@@ -134,7 +124,6 @@ def bernstein(
     degree: int = 12,
     bound: float = 5.0,
     base: nn.Module | None = None,
-    compile: bool = False,
 ) -> Flow:
     """Autoregressive layers of Bernstein polynomials.
 
@@ -146,4 +135,4 @@ def bernstein(
     et al., 2021), https://arxiv.org/abs/2102.03509
     """
     f = BernsteinPolynomial(degree, bound)
-    return _towards_base(_autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base, compile)
+    return flow_towards_base(autoregressions(f, "sampling", dim, context_dim, transforms, hidden_features), dim, base)

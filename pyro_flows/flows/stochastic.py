@@ -13,7 +13,7 @@ from ..errors import OptionError
 from ..stochastic import ARLWTA, ContinuouslyIndexed, Langevin, LWTACoupling, Metropolis, StochasticFlow, StochasticLayer
 from ..transforms import Coupling, FlowTransform
 from ..univariate import Affine, Univariate
-from .classic import _autoregressions, _count, _couplings
+from . import stacks
 
 __all__ = ["lwta", "ar_lwta", "cif", "snf"]
 
@@ -56,7 +56,7 @@ def lwta(
         raise OptionError(f'lwta: placement must be "base" or "interleaved", got {placement!r}')
     if not isinstance(blocks, int) or blocks < 1:
         raise OptionError(f"lwta: blocks must be a positive integer, got {blocks!r}")
-    couplings = _couplings(univariate or Affine(), dim, context_dim, transforms, hidden_features)
+    couplings = stacks.couplings(univariate or Affine(), dim, context_dim, transforms, hidden_features)
     first = torch.arange(dim) < (dim + 1) // 2
     layers: Layers = []
     for i in range(blocks):
@@ -94,10 +94,10 @@ def ar_lwta(
     Cost: densities take one pass, samples ``dim`` dependent steps. Reference: Nonparametric Bayesian deep networks with local competition
     (Panousis et al., 2019), https://arxiv.org/abs/1805.07624, for the gate
     """
-    order = torch.arange(_count(dim, 1) and dim)
+    order = torch.arange(stacks.check_sizes(dim, 1) and dim)
     layers: Layers = [ARLWTA(dim, units, univariate, order, context_dim, hidden_features)]
     if transforms:
-        layers += _autoregressions(univariate or Affine(), "density", dim, context_dim, transforms + 1, hidden_features)[1:]
+        layers += stacks.autoregressions(univariate or Affine(), "density", dim, context_dim, transforms + 1, hidden_features)[1:]
     return StochasticFlow(dim if base is None else base, layers, max_paths)
 
 
@@ -123,7 +123,7 @@ def cif(
     Cost: samples and bounds take one pass for each particle. Reference: Relaxing bijectivity constraints with continuously indexed normalising flows
     (Cornish et al., 2020), https://arxiv.org/abs/1909.13833
     """
-    couplings = _couplings(univariate or Affine(), dim, context_dim, transforms, hidden_features)
+    couplings = stacks.couplings(univariate or Affine(), dim, context_dim, transforms, hidden_features)
     layers: Layers = [
         ContinuouslyIndexed(layer, index_dim, index_features) if hasattr(layer, "net") else layer for layer in couplings
     ]
@@ -159,7 +159,7 @@ def snf(
     if kernel not in ("metropolis", "hamiltonian", "langevin"):
         raise OptionError(f'snf: kernel must be "metropolis", "hamiltonian" or "langevin", got {kernel!r}')
     start = Gaussian(dim) if base is None else base
-    couplings = _couplings(univariate or Affine(), dim, 0, transforms, hidden_features)
+    couplings = stacks.couplings(univariate or Affine(), dim, 0, transforms, hidden_features)
     count = sum(isinstance(layer, Coupling) for layer in couplings)
     layers: Layers = []
     done = 0

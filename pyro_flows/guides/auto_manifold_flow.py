@@ -58,7 +58,7 @@ class AutoManifoldFlow(AutoFlow):
 
     In stock ``SVI`` the nets take smaller steps than the rest, clipped, as for :class:`AutoFlow`; here they have three names, and 64 particles and
     1500 steps in which both rates fall to a twentieth do well: ``ClippedAdam(lambda name: {"lr": 2e-3 if any(net in name for net in (".net.",
-    ".layers.", ".params.")) else 1e-2, "lrd": 0.05 ** (1 / 1500), "clip_norm": 10.0})``.
+    ".inner.", ".params.")) else 1e-2, "lrd": 0.05 ** (1 / 1500), "clip_norm": 10.0})``.
 
     Raises:
         ModelError, SupportError, OptionError, ShapeError, ParamStoreError: as :class:`AutoFlow`.

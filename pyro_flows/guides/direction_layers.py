@@ -137,7 +137,7 @@ class DirectionShapes(FlowTransform):
         parts = [layer(n, _FEATURES) for _ in range(layers) for layer in (NormalizedAffine, AxisFlow)]
         with torch.no_grad():
             parts[-1].params.bias[-n:] = torch.eye(n)[0]  # type: ignore[union-attr]
-        self.layers = Compose(parts)  # type: ignore[arg-type]
+        self.inner = Compose(parts)  # type: ignore[arg-type]
 
     def _features(self, context: Tensor | None) -> Tensor:
         if self.net is None or context is None:
@@ -145,9 +145,9 @@ class DirectionShapes(FlowTransform):
         return self.features + self.net(context).unflatten(-1, self.features.shape)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, ladj = self.layers.forward_and_ladj(x.unflatten(-1, (self.count, self.n)), self._features(context))
+        y, ladj = self.inner.forward_and_ladj(x.unflatten(-1, (self.count, self.n)), self._features(context))
         return y.flatten(-2), ladj.sum(-1)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, ladj = self.layers.inverse_and_ladj(y.unflatten(-1, (self.count, self.n)), self._features(context))
+        x, ladj = self.inner.inverse_and_ladj(y.unflatten(-1, (self.count, self.n)), self._features(context))
         return x.flatten(-2), ladj.sum(-1)

@@ -18,11 +18,6 @@ class OnManifold:
         self.manifold = manifold
         self.domain = self.codomain = manifold.support
 
-    def _check(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        value, context = super()._check(value, context)  # type: ignore[misc]
-        self.manifold.check(value, type(self).__name__)
-        return value, context
-
 
 class ManifoldTransform(OnManifold, FlowTransform):
     r"""A bijection of a manifold, conditional on a context when ``context_dim > 0``.

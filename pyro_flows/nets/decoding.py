@@ -8,19 +8,17 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .masked import MaskedMLP
-
-__all__ = ["Terms", "unroll", "decode_in_place", "pull_back"]
+__all__ = ["Decodable", "Terms", "unroll", "decode_in_place", "pull_back"]
 
 Step = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Addmm = tuple[Tensor, Tensor, Tensor]  # what is added, and the two factors
 
 
 class Terms(NamedTuple):
@@ -28,6 +26,30 @@ class Terms(NamedTuple):
 
     weights: list[Tensor]
     offsets: list[Tensor]
+
+
+class Decodable(Protocol):
+    """What decoding knows of a masked net whose hidden units are sorted by how many inputs they may see.
+
+    Attributes:
+        dim: number of inputs ``D``.
+        out_per_input: outputs of each input ``P``.
+        widths: of the hidden layers.
+        opened: for the inputs and each hidden layer, how many of its units see no more than the first ``i`` inputs, for ``i`` from 0 to ``D``.
+        added: for each hidden layer, whether it adds the units below to its own.
+        activation: of the hidden units.
+    """
+
+    dim: int
+    out_per_input: int
+    widths: tuple[int, ...]
+    opened: list[list[int]]
+    added: list[bool]
+    activation: nn.Module
+
+    def masks(self) -> list[Tensor]:
+        """One for each layer, zero where an output may not see an input."""
+        ...
 
 
 def _columns(offsets: list[Tensor]) -> list[Tensor]:
@@ -40,8 +62,8 @@ def _by_input(rows: Tensor, dim: int) -> Tensor:
     return rows.unflatten(0, (-1, dim)).transpose(0, 1).flatten(0, 1)
 
 
-def unroll(net: MaskedMLP, step: Step, batch: torch.Size, terms: Terms) -> tuple[Tensor, Tensor]:
-    """Find the inputs one after the other (:meth:`MaskedMLP.decode`), each by operations that autograd and tracers can follow.
+def unroll(net: Decodable, step: Step, batch: torch.Size, terms: Terms) -> tuple[Tensor, Tensor]:
+    """Find the inputs one after the other (``MaskedMLP.decode``), each by operations that autograd and tracers can follow.
 
     Args:
         net: the net, for its structure and activation.
@@ -63,11 +85,12 @@ def unroll(net: MaskedMLP, step: Step, batch: torch.Size, terms: Terms) -> tuple
             rows = slice(opened[i - 1] if i else 0, opened[i])  # the units that open when i inputs are known
             if rows.start < rows.stop:
                 new = net.activation(sums(known[layer], weight[rows], column[rows]))
-                if added:
-                    new = new + known[layer][rows]  # type: ignore[index]
+                below = known[layer]
+                if added and below is not None:
+                    new = new + below[rows]
                 known[layer + 1] = _joined(known[layer + 1], new)
-        found, extra = step(i, sums(known[-1], outputs[0][i], outputs[1][i]).mT)
-        known[0] = _joined(known[0], found.unsqueeze(0))
+        value, extra = step(i, sums(known[-1], outputs[0][i], outputs[1][i]).mT)
+        known[0] = _joined(known[0], value.unsqueeze(0))
         extras.append(extra)
     return known[0].mT.reshape(*batch, dim), torch.stack(extras).mT.reshape(*batch, dim)  # type: ignore[union-attr]
 
@@ -84,7 +107,7 @@ def _overwriting(activation: nn.Module) -> Callable[[Tensor], Tensor]:
     return activation.forward
 
 
-def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_once: bool) -> tuple[Tensor, Tensor]:
+def decode_in_place(net: Decodable, apply: Map, given: Tensor, terms: Terms, at_once: bool) -> tuple[Tensor, Tensor]:
     """Find the inputs in memory laid out beforehand: in turn, or all at once by sweeps ``x <- apply(given, net(x))`` (Jacobi iteration).
 
     In turn each weight is used once: the arithmetic of one pass in ``D`` dependent steps. What comes from below is summed up in two parts: at the
@@ -102,60 +125,102 @@ def decode_in_place(net: MaskedMLP, apply: Map, given: Tensor, terms: Terms, at_
         Inputs and numbers, both ``(points, D)``.
     """
     dim, p, points = net.dim, net.out_per_input, given.shape[0]
-    panel = dim if at_once else math.isqrt(2 * dim)
     weights, columns = ([*ts[:-1], ts[-1].unflatten(0, (p, dim))] for ts in (terms.weights, _columns(terms.offsets)))
     values = [given.new_zeros(rows, points) for rows in (dim, *net.widths)]  # zero where nothing is known yet
-    extras, given, close = [], given.mT.contiguous(), 4 * torch.finfo(given.dtype).eps
-    activation = _overwriting(net.activation)
-    starts = [list(range(dim + 1)), *([0, *opened[:-1], opened[-1]] for opened in net.opened[1:])]  # the rows of step i begin there
-    for first in range(0, dim, panel):
-        last = min(first + panel, dim)
-        steps = [first, last] if at_once else list(range(first, last + 1))
-        sizes = [[start[b] - start[a] for a, b in itertools.pairwise(steps)] for start in starts]
-        begins, counts = [start[first] for start in starts], [start[last] - start[first] for start in starts]
-        slots = [v.narrow(0, begin, count) for v, begin, count in zip(values, begins, counts, strict=True)]
-        layers: list[list[tuple[Tensor, ...]]] = []
-        for i, (weight, sums) in enumerate(zip(weights, columns, strict=True)):
-            output = i == len(net.widths)
-            rows = (first, last - first) if output else (begins[i + 1], counts[i + 1])
-            weight, sums = weight.narrow(-2, *rows), sums.narrow(-2, *rows)
-            if begins[i]:
-                before = weight[..., : begins[i]].flatten(0, -2)
-                sums = torch.addmm(sums.flatten(0, -2), before, values[i][: begins[i]]).view(*weight.shape[:-1], points)
-            weight = weight.narrow(-1, begins[i], counts[i])
-            if not output:
-                split = (sums.split_with_sizes(sizes[i + 1]), weight.split_with_sizes(sizes[i + 1]))
-            elif at_once:
-                split = ([sums.flatten(0, 1)], [weight.flatten(0, 1)])  # type: ignore[assignment]
-            else:
-                split = (sums.unbind(1), weight.unbind(1))
-            layers.append([(*terms_of, slots[i]) for terms_of in zip(*split, strict=True)])
-        found = dim if at_once else 1  # inputs a step
-        sheets = given.new_empty((last - first) // found, p, found, points)
-        products, params = sheets.flatten(1, 2).unbind(0), sheets.movedim(1, -1).unbind(0)
-        places = [slot.split_with_sizes(size) for slot, size in zip(slots, sizes, strict=True)]
-        *hidden, outputs = layers
-        for j, z in enumerate(given.narrow(0, first, last - first).split_with_sizes(sizes[0])):
-            for sweep in range(sizes[0][j]):
-                for i, layer in enumerate(hidden):
-                    if sizes[i + 1][j]:
-                        place = places[i + 1][j]
-                        new = activation(torch.addmm(*layer[j], out=place))
-                        if net.added[i]:
-                            torch.add(new, places[i][j], out=place)
-                        elif new is not place:  # the activation has not written there, or not all that it does
-                            place.copy_(new)
-                torch.addmm(*outputs[j], out=products[j])
-                new, extra = apply(z, params[j])
-                settled = sweep + 1 < sizes[0][j] and torch.allclose(new, places[0][j], close, close)
-                places[0][j].copy_(new)
-                if settled:
-                    break
-            extras.append(extra)
+    extras, given = [], given.mT.contiguous()
+    width = dim if at_once else math.isqrt(2 * dim)
+    for first in range(0, dim, width):
+        panel = _Panel.of(net, first, min(first + width, dim), at_once)
+        extras += _fill(net, apply, given, values, panel, _layer_terms(panel, values, weights, columns, at_once), at_once)
     return values[0].mT, torch.cat(extras).mT
 
 
-def pull_back(net: MaskedMLP, x: Tensor, terms: Terms, step: Callable[[int, Tensor], Tensor]) -> Terms:
+class _Panel(NamedTuple):
+    """A run of inputs, whose sums of what was known before it are made by one large product a layer."""
+
+    first: int  # input
+    last: int  # input, which is not in it
+    begins: list[int]  # the first row that opens in it: of the inputs, and of each hidden layer
+    counts: list[int]  # rows that open in it
+    sizes: list[list[int]]  # the same for each of its steps
+
+    @staticmethod
+    def of(net: Decodable, first: int, last: int, at_once: bool) -> _Panel:
+        """The inputs from ``first`` on, in one step or in one step each."""
+        starts = [list(range(net.dim + 1)), *([0, *opened[:-1], opened[-1]] for opened in net.opened[1:])]  # the rows of step i begin there
+        steps = [first, last] if at_once else list(range(first, last + 1))
+        sizes = [[start[b] - start[a] for a, b in itertools.pairwise(steps)] for start in starts]
+        return _Panel(first, last, [start[first] for start in starts], [start[last] - start[first] for start in starts], sizes)
+
+
+def _slots(panel: _Panel, values: list[Tensor]) -> list[Tensor]:
+    """The rows that open in a panel: of the inputs, and of each hidden layer."""
+    return [v.narrow(0, begin, count) for v, begin, count in zip(values, panel.begins, panel.counts, strict=True)]
+
+
+def _layer_terms(
+    panel: _Panel, values: list[Tensor], weights: list[Tensor], columns: list[Tensor], at_once: bool
+) -> list[list[Addmm]]:
+    """For each layer and step of a panel the arguments of ``addmm``: sums of what was known before the panel, weights, and what opens in it."""
+    layers: list[list[Addmm]] = []
+    slots, points = _slots(panel, values), values[0].shape[1]
+    for i, (weight, sums) in enumerate(zip(weights, columns, strict=True)):
+        output = i == len(weights) - 1
+        rows = (panel.first, panel.last - panel.first) if output else (panel.begins[i + 1], panel.counts[i + 1])
+        weight, sums = weight.narrow(-2, *rows), sums.narrow(-2, *rows)
+        if panel.begins[i]:
+            before = weight[..., : panel.begins[i]].flatten(0, -2)
+            sums = torch.addmm(sums.flatten(0, -2), before, values[i][: panel.begins[i]]).view(*weight.shape[:-1], points)
+        weight = weight.narrow(-1, panel.begins[i], panel.counts[i])
+        split: Iterable[tuple[Tensor, Tensor]]
+        if not output:
+            split = zip(sums.split_with_sizes(panel.sizes[i + 1]), weight.split_with_sizes(panel.sizes[i + 1]), strict=True)
+        elif at_once:
+            split = [(sums.flatten(0, 1), weight.flatten(0, 1))]
+        else:
+            split = zip(sums.unbind(1), weight.unbind(1), strict=True)
+        layers.append([(added, matrix, slots[i]) for added, matrix in split])
+    return layers
+
+
+def _fill(
+    net: Decodable,
+    apply: Map,
+    given: Tensor,
+    values: list[Tensor],
+    panel: _Panel,
+    layers: list[list[Addmm]],
+    at_once: bool,
+) -> list[Tensor]:
+    """Find the inputs of a panel, and write them and the units that they open into ``values``; returns the numbers that go with the inputs."""
+    count, p, close = panel.last - panel.first, net.out_per_input, 4 * torch.finfo(given.dtype).eps
+    together = net.dim if at_once else 1  # inputs a step
+    sheets = given.new_empty(count // together, p, together, given.shape[1])
+    products, params = sheets.flatten(1, 2).unbind(0), sheets.movedim(1, -1).unbind(0)
+    slots = [slot.split_with_sizes(size) for slot, size in zip(_slots(panel, values), panel.sizes, strict=True)]
+    activation, extras = _overwriting(net.activation), []
+    *hidden, outputs = layers
+    for j, z in enumerate(given.narrow(0, panel.first, count).split_with_sizes(panel.sizes[0])):
+        for sweep in range(panel.sizes[0][j]):
+            for i, layer in enumerate(hidden):
+                if panel.sizes[i + 1][j]:
+                    slot = slots[i + 1][j]
+                    new = activation(torch.addmm(*layer[j], out=slot))
+                    if net.added[i]:
+                        torch.add(new, slots[i][j], out=slot)
+                    elif new is not slot:  # the activation has not written there, or not all that it does
+                        slot.copy_(new)
+            torch.addmm(*outputs[j], out=products[j])
+            new, extra = apply(z, params[j])
+            settled = sweep + 1 < panel.sizes[0][j] and torch.allclose(new, slots[0][j], close, close)
+            slots[0][j].copy_(new)
+            if settled:
+                break
+        extras.append(extra)
+    return extras
+
+
+def pull_back(net: Decodable, x: Tensor, terms: Terms, step: Callable[[int, Tensor], Tensor]) -> Terms:
     """The gradient of decoding: its steps in reverse order, so that one pass finds the solution of the whole triangular system.
 
     Args:
@@ -201,7 +266,6 @@ def pull_back(net: MaskedMLP, x: Tensor, terms: Terms, step: Callable[[int, Tens
     close_units(0)
     by_sums[-1] = by_sums[-1].unflatten(0, (dim, p)).transpose(0, 1).flatten(0, 1)
     # Masked weights have no gradient, even where the product that stands in their place overflows.
-    masks = [getattr(net, f"mask_{i}") == 0 for i in range(layers + 1)]
-    by_weights = [(g @ u.mT).masked_fill(mask, 0.0) for g, u, mask in zip(by_sums, units, masks, strict=True)]
+    by_weights = [(g @ u.mT).masked_fill(mask == 0, 0.0) for g, u, mask in zip(by_sums, units, net.masks(), strict=True)]
     by_offsets = [g.sum(-1) if o.dim() == 1 else g.mT.reshape(o.shape) for g, o in zip(by_sums, terms.offsets, strict=True)]
     return Terms(by_weights, by_offsets)

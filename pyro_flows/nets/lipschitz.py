@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ __all__ = ["LipSwish", "LipschitzMLP", "induced_norm", "mixed_norm", "spectral_n
 
 Norm = float | Sequence[float] | Literal["learned"]
 
-SQUARINGS = 6
+SQUARINGS = 6  # of the Gram matrix: the exponent of the Schatten norm is 4 * 2 ** SQUARINGS
 
 
 def spectral_norm(weight: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ class LipschitzMLP(nn.Module):
             raise OptionError(f'norm must be a number from 1 to infinity, "learned", or one number for each of {len(sizes) - 1} layers, got {norm!r}')
         self.lipschitz, self.norm = lipschitz, norm
         self._norms = (*each, each[0])
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
-        self.activations = nn.ModuleList([LipSwish() for _ in sizes[1:-1]])
+        self.layers: Any = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
+        self.activations: Any = nn.ModuleList([LipSwish() for _ in sizes[1:-1]])
         self.context = nn.Linear(context_dim, sum(sizes[1:]), bias=False) if context_dim else None
         if norm == "learned":
             self.raw_p = nn.Parameter(torch.zeros(()))
@@ -168,8 +168,8 @@ class LipschitzMLP(nn.Module):
             shares = self.context(context).split([layer.out_features for layer in self.layers], -1)
             biases = [b + s for b, s in zip(biases, shares, strict=True)]
         ends = itertools.pairwise(self._norms)
-        weights = [self._normalised(layer.weight, p, q) for layer, (p, q) in zip(self.layers, ends, strict=True)]  # type: ignore[arg-type]
-        return *weights, *biases, *(a.beta() for a in self.activations)  # type: ignore[operator, misc, arg-type]
+        weights = [self._normalised(layer.weight, p, q) for layer, (p, q) in zip(self.layers, ends, strict=True)]
+        return *weights, *biases, *(a.beta() for a in self.activations)
 
     def _normalised(self, weight: Tensor, p: float, q: float) -> Tensor:
         size = induced_norm(weight, torch.sigmoid(self.raw_p)) if self.norm == "learned" else mixed_norm(weight, p, q)

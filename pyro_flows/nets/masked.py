@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class MaskedMLP(nn.Module):
         sizes = (dim, *self.widths)
         self.added = [residual and i > 0 and a == b for i, (a, b) in enumerate(itertools.pairwise(sizes))]  # equal widths have equal degrees
         out_degrees = torch.arange(dim).repeat(out_per_input)  # output i may see units of degree <= i
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)] + [nn.Linear(sizes[-1], dim * out_per_input)])
+        self.layers: Any = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)] + [nn.Linear(sizes[-1], dim * out_per_input)])
         for i, above in enumerate([*degrees[1:], out_degrees]):
             self.register_buffer(f"mask_{i}", (above[:, None] >= degrees[i][None, :]).to(torch.get_default_dtype()), persistent=False)
         self.context = nn.Linear(context_dim, sum(self.widths) + dim * out_per_input, bias=False) if context_dim else None
@@ -68,14 +69,19 @@ class MaskedMLP(nn.Module):
             with torch.no_grad():
                 self.context.weight[sum(self.widths) :] = 0.0
 
+    def masks(self) -> list[Tensor]:
+        """The matrices of zeros and ones, one for each layer, that its weights are multiplied by."""
+        return [getattr(self, f"mask_{i}") for i in range(len(self.layers))]
+
     def terms(self, context: Tensor | None = None) -> Terms:
         """What each layer does to its input: the masked matrix, and what is added, the bias and the context's share."""
-        weights = [layer.weight * getattr(self, f"mask_{i}") for i, layer in enumerate(self.layers)]  # type: ignore[operator]
-        offsets = [layer.bias for layer in self.layers]
+        layers: list[nn.Linear] = [*self.layers]
+        weights = [layer.weight * mask for layer, mask in zip(layers, self.masks(), strict=True)]
+        offsets: list[Tensor] = [layer.bias for layer in layers]
         if self.context is not None and context is not None:
             shares = self.context(context).split([*self.widths, self.dim * self.out_per_input], -1)
-            offsets = [b + s for b, s in zip(offsets, shares, strict=True)]  # type: ignore[operator]
-        return Terms(weights, offsets)  # type: ignore[arg-type]
+            offsets = [b + s for b, s in zip(offsets, shares, strict=True)]
+        return Terms(weights, offsets)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.evaluate(x, self.terms(context))

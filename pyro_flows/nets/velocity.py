@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +99,9 @@ class VelocityMLP(nn.Module):
         self.activation = activation
         sizes = (dim, *check_widths(hidden_features), dim)
         pairs, squash = list(itertools.pairwise(sizes)), layer == "concat_squash"
-        self.layers = nn.ModuleList([_Layer(a, b, context_dim, squash and i < len(pairs) - 1) for i, (a, b) in enumerate(pairs)])
-        last: _Layer = self.layers[-1]  # type: ignore[assignment]
+        layers = [_Layer(a, b, context_dim, squash and i < len(pairs) - 1) for i, (a, b) in enumerate(pairs)]
+        self.layers: Any = nn.ModuleList(layers)
+        last = layers[-1]
         for parameter in (*last.linear.parameters(), *last.shift.parameters()):
             nn.init.zeros_(parameter)
 
@@ -119,13 +120,13 @@ class VelocityMLP(nn.Module):
         for layer in hidden:
             x, gate = layer(x, t, context)
             x, slope = ACTIVATIONS[self.activation](x)
-            directions = F.linear(directions, layer.linear.weight) * (slope if gate is None else slope * gate)  # type: ignore[union-attr, arg-type]
-        return last(x, t, context)[0], F.linear(directions, last.linear.weight)  # type: ignore[union-attr, arg-type]
+            directions = F.linear(directions, layer.linear.weight) * (slope if gate is None else slope * gate)
+        return last(x, t, context)[0], F.linear(directions, last.linear.weight)
 
     @property
     def trace_products(self) -> int:
         """How many products of the Jacobian :meth:`velocity_and_trace` costs: none, or ``D`` with more than two hidden layers."""
-        return 0 if len(self.layers) <= 3 else self.layers[0].linear.in_features  # type: ignore[union-attr, return-value]
+        return 0 if len(self.layers) <= 3 else self.layers[0].linear.in_features
 
     def velocity_and_trace(self, t: Time, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The velocity ``(*batch, D)``, and the trace of its Jacobian ``(*batch,)``.
@@ -136,19 +137,19 @@ class VelocityMLP(nn.Module):
         .. math:: \operatorname{tr}(W_3 \operatorname{diag}(s_2) W_2 \operatorname{diag}(s_1) W_1) = s_2^\top (W_2 \circ (W_1 W_3)^\top)\, s_1
         """
         if self.trace_products:
-            found = exact_divergence(lambda x, directions: self.products(t, x, directions, context), x)
-            return found.value, found.trace
+            divergence = exact_divergence(lambda x, directions: self.products(t, x, directions, context), x)
+            return divergence.value, divergence.trace
         *hidden, last = self.layers
         slopes: list[Tensor] = []
         for layer in hidden:
             x, gate = layer(x, t, context)
             x, slope = ACTIVATIONS[self.activation](x)
             slopes.append(slope if gate is None else slope * gate)
-        first, *middle, end = [layer.linear.weight for layer in self.layers]  # type: ignore[union-attr]
+        first, *middle, end = [layer.linear.weight for layer in self.layers]
         if middle:
-            trace = (F.linear(slopes[0], middle[0] * (first @ end).mT) * slopes[1]).sum(-1)  # type: ignore[operator]
+            trace = (F.linear(slopes[0], middle[0] * (first @ end).mT) * slopes[1]).sum(-1)
         else:
-            trace = slopes[0] @ (first * end.mT).sum(-1)  # type: ignore[operator, union-attr]
+            trace = slopes[0] @ (first * end.mT).sum(-1)
         return last(x, t, context)[0], trace
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 __all__ = ["near_optimal_assignment"]
 
-_SHARPNESS, _SWEEPS = 40.0, 60
+_SHARPNESS = 40.0  # of the plan, in units of one over the mean cost
+_SWEEPS = 60  # of Sinkhorn's algorithm
 
 
 @torch.no_grad()
@@ -28,14 +29,14 @@ def near_optimal_assignment(a: Tensor, b: Tensor) -> Tensor:
         rows = 1 / (plan @ columns)
         columns = 1 / (rows @ plan)
     plan = rows[:, None] * plan * columns
-    found = torch.full((len(a),), -1, device=a.device)
-    while bool((found < 0).any()):
-        free = (found < 0).nonzero()[:, 0]
+    chosen = torch.full((len(a),), -1, device=a.device)
+    while bool((chosen < 0).any()):
+        free = (chosen < 0).nonzero()[:, 0]
         strength, wanted = plan[free].max(1)
         rank = torch.empty_like(free)
         rank[strength.argsort()] = torch.arange(len(free), device=a.device)
-        best = torch.full_like(found, -1).scatter_reduce(0, wanted, rank, "amax")
+        best = torch.full_like(chosen, -1).scatter_reduce(0, wanted, rank, "amax")
         won = rank == best[wanted]
-        found[free[won]] = wanted[won]
+        chosen[free[won]] = wanted[won]
         plan[:, wanted[won]] = -1.0
-    return found
+    return chosen

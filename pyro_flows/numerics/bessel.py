@@ -12,21 +12,21 @@ from torch import Tensor
 __all__ = ["log_bessel"]
 
 _HIGH = 30.0  # the order from which the expansion below has full precision
-_TERMS = 9
+_TERMS = 9  # of that expansion
 
 
 @functools.lru_cache(None)
 def _debye() -> list[list[float]]:
     """Coefficients by powers of ``p`` of the polynomials ``u_0, u_1, ..`` of the uniform expansion (DLMF 10.41.9)."""
-    u, found = [Fraction(1)], []
+    u, polynomials = [Fraction(1)], []
     for _ in range(_TERMS):
-        found.append([float(c) for c in u])
+        polynomials.append([float(c) for c in u])
         after = [Fraction(0)] * (len(u) + 3)
         for k, c in enumerate(u):
             after[k + 1] += c * Fraction(k, 2) + c * Fraction(1, 8 * (k + 1))
             after[k + 3] -= c * Fraction(k, 2) + c * Fraction(5, 8 * (k + 3))
         u = after
-    return found
+    return polynomials
 
 
 def _expansion(order: float, x: Tensor) -> Tensor:

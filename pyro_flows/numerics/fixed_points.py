@@ -57,8 +57,8 @@ def fixed_point(
 
     Example:
         >>> import torch
-        >>> found = fixed_point(torch.cos, torch.zeros(1, dtype=torch.float64))
-        >>> found.value.item(), found.residual.item() < 1e-14
+        >>> point = fixed_point(torch.cos, torch.zeros(1, dtype=torch.float64))
+        >>> point.value.item(), point.residual.item() < 1e-14
         (0.73908513321516..., True)
 
     Reference: Anderson acceleration for fixed-point iterations (Walker & Ni, 2011), https://doi.org/10.1137/10078356X

@@ -15,7 +15,7 @@ __all__ = ["batch_jacobian", "log_det", "estimate_log_det", "Roulette", "hutchin
 
 Map = Callable[..., Tensor]
 
-MANY_TERMS = 20  # of a series that is cut at a fixed place
+MANY_TERMS = 20  # of a series that is cut after a fixed number of terms
 
 
 def batch_jacobian(f: Map, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def hutchinson_trace(f: Map, x: Tensor, probe: Tensor) -> Tensor:
 
 
 class Roulette:
-    r"""Cuts a series at a random place without bias (Russian roulette), where the sizes of its terms say that little is left.
+    r"""Cuts a series after a random number of terms without bias (Russian roulette), where the sizes of its terms say that little is left.
 
     After :math:`n` terms that are always there, term :math:`k + 1` follows term :math:`k` with the probability that makes
 
@@ -49,7 +49,7 @@ class Roulette:
 
     where :math:`u_k` is the size of term :math:`k`, and it has weight :math:`1 / S_{k+1}`. That is unbiased, since a decision depends only on what
     went before. If the terms shrink by a factor :math:`L < 1` at least, each weighted term stays below :math:`L u_{n-1}` and :math:`N` has
-    exponential tails: **the variance is finite**, for every such series. (A cut at a Poisson place has infinite variance whenever the terms shrink
+    exponential tails: **the variance is finite**, for every such series. (A cut after a Poisson number has infinite variance where the terms shrink
     geometrically.) Probabilities proportional to the sizes are those of least variance for a given cost.
 
     Args:

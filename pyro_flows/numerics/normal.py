@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,11 +56,14 @@ class _Quantile(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], log_p: Tensor) -> tuple[Tensor, int]:
-        return _Quantile.apply(log_p), in_dims[0]  # type: ignore[no-untyped-call]
+        return _quantile_node(log_p), in_dims[0]
+
+
+_quantile_node: Callable[[Tensor], Tensor] = _Quantile.apply
 
 
 def ndtri_exp(log_p: Tensor) -> Tensor:
     r""":math:`\Phi^{-1}(e^{\ell})` for :math:`\ell \le \log\frac12`, finite however small the probability is."""
     if torch.compiler.is_compiling():  # Dynamo makes an instance of every Function, which torch warns of; two steps: right up to the third order
         return _newton(_newton(_quantile(log_p.detach()).detach(), log_p), log_p)
-    return _Quantile.apply(log_p)  # type: ignore[no-untyped-call]
+    return _quantile_node(log_p)

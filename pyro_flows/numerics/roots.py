@@ -63,7 +63,7 @@ def invert_monotone(f: Monotone, y: Tensor, *params: Tensor, start: Tensor | Non
             value, log_slope = f(x, *params)
             x = x - (value - y) * (-log_slope).exp()
         return x
-    return _Root.apply(f, y, (y if start is None else start).detach(), *params)  # type: ignore[no-untyped-call]
+    return _root(f, y, (y if start is None else start).detach(), *params)
 
 
 class _Root(torch.autograd.Function):
@@ -120,7 +120,10 @@ class _Root(torch.autograd.Function):
             t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
             for t, dim in zip(tensors, in_dims[1:], strict=True)
         ]
-        return _Root.apply(f, *moved), 0  # type: ignore[no-untyped-call]
+        return _root(f, *moved), 0
+
+
+_root: Callable[..., Tensor] = _Root.apply
 
 
 def _traced(y: Tensor) -> bool:

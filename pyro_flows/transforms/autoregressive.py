@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ _LARGE = 2**16  # products in a pass, for each coordinate, from which passes cos
 
 
 class Ordered(FlowTransform):
-    """A part of transforms that move coordinates in an order: the order, and the direction that takes one pass."""
+    """What transforms share that move one coordinate after the other: the order, and the direction that takes one pass."""
 
     univariate: Univariate
     direction: str
@@ -105,7 +105,7 @@ class Autoregressive(Ordered):
         elif is_traced() or next(self.net.activation.parameters(), None) is not None:
             mapped, log_slope = _unrolled(self.net, apply, value, terms)
         else:
-            mapped, log_slope = _Decode.apply(self.net, apply, value, *terms.weights, *terms.offsets)  # type: ignore[no-untyped-call]
+            mapped, log_slope = _decode(self.net, apply, value, *terms.weights, *terms.offsets)
         return mapped.index_select(-1, self.back), log_slope.sum(-1)
 
 
@@ -116,7 +116,7 @@ def _unrolled(net: MaskedMLP, apply: Map, value: Tensor, terms: Terms) -> tuple[
 
 def _at_once(net: MaskedMLP, value: Tensor) -> bool:
     """Whether several passes are cheaper than ``D`` steps: where launching operations costs more than their arithmetic."""
-    weights = sum(layer.weight.numel() for layer in net.layers)  # type: ignore[operator, misc]
+    weights = sum(layer.weight.numel() for layer in net.layers)
     return value.device.type != "cpu" or value.numel() // net.dim * weights < _LARGE * net.dim
 
 
@@ -145,9 +145,12 @@ class _Decode(torch.autograd.Function):
             outputs = _unrolled(ctx.net, ctx.map, value, _terms(tensors))
             outputs, grads = zip(*((o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad), strict=True)
             wanted = [t for t in (value, *tensors) if t.requires_grad]
-            found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, materialize_grads=True))
-            return None, None, *(next(found) if t.requires_grad else None for t in (value, *tensors))
+            gradients = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, materialize_grads=True))
+            return None, None, *(next(gradients) if t.requires_grad else None for t in (value, *tensors))
         return None, None, *_gradient(ctx.net, ctx.map, mapped, value, _terms(tensors), *grads)
+
+
+_decode: Callable[..., tuple[Tensor, Tensor]] = _Decode.apply
 
 
 def _terms(tensors: Sequence[Tensor]) -> Terms:
@@ -161,9 +164,9 @@ def _gradient(net: MaskedMLP, apply: Map, mapped: Tensor, value: Tensor, terms: 
         z, params = value.detach().requires_grad_(), net.evaluate(mapped, terms).detach().requires_grad_()
         v, log_slope = apply(z, params)
         to_v = torch.autograd.grad(v.sum(), (z, params), retain_graph=True, materialize_grads=True)
-        to_slope = [torch.zeros_like(t) for t in (z, params)]
+        to_slope: Sequence[Tensor] = [torch.zeros_like(t) for t in (z, params)]
         if log_slope.requires_grad:
-            to_slope = torch.autograd.grad(log_slope, (z, params), by_slope, materialize_grads=True)  # type: ignore[assignment]
+            to_slope = torch.autograd.grad(log_slope, (z, params), by_slope, materialize_grads=True)
     points, dim = value.shape[:-1].numel(), net.dim
     scale, shift = (t.reshape(points, dim, net.out_per_input).permute(1, 2, 0).contiguous() for t in (to_v[1], to_slope[1]))
     total = by_mapped.reshape(points, dim).mT.contiguous()

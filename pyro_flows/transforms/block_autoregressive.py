@@ -18,7 +18,7 @@ from .planar import above_minus_one
 
 __all__ = ["BlockAutoregressive"]
 
-_MAX_LOG_SHARPNESS = 3.0
+_MAX_LOG_SHARPNESS = 3.0  # of a unit's kappa, in natural logarithms
 
 
 class Layer(NamedTuple):
@@ -102,7 +102,7 @@ class BlockAutoregressive(FlowTransform):
         batch = y.shape[:-1]
         c, offsets = c.expand(*batch, -1, -1), [layer.bias.expand(*batch, -1, -1) for layer in layers]  # grow by the coordinates that are known
         within, sharpness = [w.within.expand(*batch, -1, -1, -1) for w in layers], [w.sharpness.expand(*batch, -1, -1) for w in layers]
-        rest, found, slopes = y - shift, [], []
+        rest, solved, slopes = y - shift, [], []
         for i in range(self.dim):
             blocks = [b for p, o, k in zip(within, offsets, sharpness, strict=True) for b in (p[..., i, :, :], o[..., i, :], k[..., i, :])]
             x = invert_monotone(_own_map, rest[..., i], c[..., i, :], *blocks)
@@ -110,9 +110,9 @@ class BlockAutoregressive(FlowTransform):
             inputs = [x.unsqueeze(-1), *hidden[:-1]]
             offsets = [o + torch.einsum("knm,...m->...kn", layer.across[:, :, i], h) for o, layer, h in zip(offsets, layers, inputs, strict=True)]
             rest = rest - torch.einsum("km,...m->...k", v[:, i], hidden[-1])
-            found.append(x)
+            solved.append(x)
             slopes.append((c[..., i, :] * slope).sum(-1))
-        return torch.stack(found, -1), -torch.stack(slopes, -1).log1p().sum(-1)
+        return torch.stack(solved, -1), -torch.stack(slopes, -1).log1p().sum(-1)
 
 
 def _own_units(x: Tensor, *blocks: Tensor) -> tuple[list[Tensor], Tensor]:

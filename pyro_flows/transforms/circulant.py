@@ -15,7 +15,7 @@ __all__ = ["CirculantLinear"]
 class CirculantLinear(Linear):
     r"""A circular convolution: :math:`y_i = \sum_j w_{(i-j) \bmod D}\, x_j + t_i`, whose matrix is circulant.
 
-    The filter is held by its spectrum, :math:`\hat w_k = e^{a_k + i \varphi_k}` for :math:`k = 0, \dots, \lfloor D/2 \rfloor`, with
+    The filter is given by its spectrum, :math:`\hat w_k = e^{a_k + i \varphi_k}` for :math:`k = 0, \dots, \lfloor D/2 \rfloor`, with
     :math:`\varphi = 0` at the frequencies where a real filter's spectrum is real (0, and :math:`D/2` for even :math:`D`): :math:`D` numbers for the
     :math:`D` taps. It is never 0, so the layer is always invertible. The inverse is the filter of spectrum :math:`1/\hat w`;
     :math:`\log|\det|` is the sum of :math:`\log|\hat w_k|` over all :math:`D` frequencies; the

@@ -16,9 +16,9 @@ from ..numerics import Divergence, Solver, draw_probe, estimated_divergence, exa
 from ..numerics.introspection import tensors_of
 from ..numerics.random import seeded
 from ..numerics.trace import NOISES
-from .base import FlowTransform, Inverse
+from .base import FlowTransform
 
-__all__ = ["ContinuousFlow", "Solution", "continuous_in"]
+__all__ = ["ContinuousFlow", "Solution"]
 
 EXACT_PRODUCTS = 128  # that an exact trace may cost an evaluation, which then takes some hundred times as long as the net alone
 
@@ -138,17 +138,27 @@ class ContinuousFlow(FlowTransform):
         how = f"steps={s.steps}" if s.is_fixed else f"rtol={s.rtol:g}, atol={s.atol:g}"
         return f"{super().extra_repr()}, trace={self.trace!r}, solver={s.method!r}, {how}"
 
+    @property
+    def ode(self) -> tuple[Any, bool] | None:
+        return self, False
+
+    def check_compilable(self) -> None:
+        if not self.solver.is_fixed:
+            raise OptionError(
+                f'compiled() needs fixed steps, such as solver="rk4": solver={self.solver.method!r} chooses its own by the values it meets'
+            )
+
     def velocity(self, t: Time, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The velocity ``(*batch, D)`` at time ``t`` in ``[0, 1]``, a number or a tensor that broadcasts to ``(*batch, 1)``."""
         return self.net(t, x) if context is None else self.net(t, x, context)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        found = self._solve(x, context, 0.0, 1.0)
-        return found.value, found.ladj
+        solution = self._solve(x, context, 0.0, 1.0)
+        return solution.value, solution.ladj
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        found = self._solve(y, context, 1.0, 0.0)
-        return found.value, found.ladj
+        solution = self._solve(y, context, 1.0, 0.0)
+        return solution.value, solution.ladj
 
     def solve(
         self, value: Tensor, context: Tensor | None = None, inverse: bool = False, regularize: bool = False, probe: Tensor | None = None
@@ -191,11 +201,11 @@ class ContinuousFlow(FlowTransform):
         """The way of each point from time 0 to 1, at evenly spaced times: ``(points, *batch, D)``."""
         x, context = self._check(x, context)
         times = torch.linspace(0, 1, points).tolist()
-        found = [x]
+        states = [x]
         solver = replace(self.solver, adjoint=False, checkpoint=0, steps=max(1, -(-self.solver.steps // max(1, points - 1))))
         for a, b in zip(times, times[1:], strict=False):
-            found.append(integrate(lambda t, z: self.velocity(t, z, context), found[-1], a, b, solver)[0])
-        return torch.stack(found)
+            states.append(integrate(lambda t, z: self.velocity(t, z, context), states[-1], a, b, solver)[0])
+        return torch.stack(states)
 
     def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""The forward map, its log-det, and the score of the mapped points' density, from that of ``x``, in one solve of :math:`(z, s)`.
@@ -213,16 +223,16 @@ class ContinuousFlow(FlowTransform):
             return torch.cat([velocity, trace.unsqueeze(-1), -pull((s, torch.ones_like(trace)))[0]], -1)
 
         state = torch.cat([x, torch.zeros_like(x[..., :1]), score], -1)
-        state = integrate(self._held(field), state, 0.0, 1.0, self.solver, tuple(self.net.parameters()))[0]
+        state = integrate(self._with_same_parameters(field), state, 0.0, 1.0, self.solver, tuple(self.net.parameters()))[0]
         return state[..., :dim], state[..., dim], state[..., dim + 1 :]
 
-    def _held(self, field: Callable[[Time, Tensor], Tensor]) -> Callable[[Time, Tensor], Tensor]:
+    def _with_same_parameters(self, field: Callable[[Time, Tensor], Tensor]) -> Callable[[Time, Tensor], Tensor]:
         """A field that the backward pass evaluates again, if it does, which then must have the parameters of the forward one."""
         if not (self.solver.adjoint or self.solver.checkpoint):
             return field
         own = tensors_of(self.net)
 
-        def held(t: Time, state: Tensor) -> Tensor:
+        def checked(t: Time, state: Tensor) -> Tensor:
             if any(a is not b for a, b in zip(own, tensors_of(self.net), strict=True)):
                 raise CaptureError(
                     "the net's parameters were replaced since the forward solve, as by torch.func.functional_call, so the adjoint or a checkpoint "
@@ -230,13 +240,13 @@ class ContinuousFlow(FlowTransform):
                 )
             return field(t, state)
 
-        return held
+        return checked
 
     def _probe(self, x: Tensor) -> Tensor | None:
         return draw_probe(self.noise, x) if self.trace == "hutchinson" else None
 
     def _divergence(self, context: Tensor | None, probe: Tensor | None, norm: bool = False) -> Callable[[Time, Tensor], Divergence]:
-        """Velocity and trace, and with ``norm`` the Jacobian's squared norm, as a function of time and place."""
+        """Velocity and trace, and with ``norm`` the Jacobian's squared norm, as a function of time and point."""
         net: Any = self.net
 
         def divergence(t: Time, z: Tensor) -> Divergence:
@@ -271,15 +281,8 @@ class ContinuousFlow(FlowTransform):
 
         state = torch.cat([value, value.new_zeros(value.shape[:-1] + (3 if regularize else 1,))], -1)
         learned = [*self.net.parameters()] + ([] if context is None else [context])
-        state, evaluations = integrate(self._held(field), state, start, end, self.solver, learned)
+        state, evaluations = integrate(self._with_same_parameters(field), state, start, end, self.solver, learned)
         value, ladj = state[..., :dim].contiguous(), state[..., dim].contiguous()
         zero = torch.zeros_like(ladj)
         kinetic, jacobian = ((end - start) * state[..., dim + 1], (end - start) * state[..., dim + 2]) if regularize else (zero, zero)
         return Solution(value, ladj, kinetic, jacobian, evaluations)
-
-
-def continuous_in(layer: FlowTransform) -> tuple[ContinuousFlow, bool] | None:
-    """The continuous flow that a layer is, and whether the layer runs it backwards; ``None`` for another layer."""
-    backwards = isinstance(layer, Inverse)
-    flow = layer.transform if isinstance(layer, Inverse) else layer
-    return (flow, backwards) if isinstance(flow, ContinuousFlow) else None

@@ -37,7 +37,7 @@ def check_moved(name: str, dim: int, moved: Tensor | None) -> Tensor:
 
 
 class Halved(nn.Module):
-    """A part of modules that take points apart into the coordinates that it keeps and those that it moves."""
+    """What transforms share that keep some coordinates and move the others: taking a point apart into the two, and joining them again."""
 
     kept_index: Tensor
     moved_index: Tensor

@@ -44,7 +44,7 @@ class Embedded(FlowTransform):
             raise OptionError("Embedded: transform must be a FlowTransform that takes a context: build it with context_dim=")
         if not isinstance(features, nn.Module):
             raise OptionError(f"Embedded: features must be an nn.Module, got {type(features).__name__}")
-        super().__init__(transform.dim, context_dim)
+        super().__init__(transform.event_shape, context_dim)
         if not context_dim:
             raise ShapeError("Embedded: context_dim must be positive, the size of the raw context")
         self.features, self.transform = features, transform
@@ -55,7 +55,8 @@ class Embedded(FlowTransform):
         super()._check(value, context)
         return value, context  # not yet broadcast: that would repeat the network's work for each point
 
-    def _features(self, context: Tensor) -> Tensor:
+    def _features(self, context: Tensor | None) -> Tensor:
+        assert context is not None, "a missing context has been refused"
         rows = context.reshape(-1, self.context_dim)
         features = self.features(rows)
         if features.shape != (len(rows), self.transform.context_dim):
@@ -66,7 +67,7 @@ class Embedded(FlowTransform):
         return features.reshape(*context.shape[:-1], self.transform.context_dim)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform.forward_and_ladj(x, self._features(context))  # type: ignore[arg-type]
+        return self.transform.forward_and_ladj(x, self._features(context))
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform.inverse_and_ladj(y, self._features(context))  # type: ignore[arg-type]
+        return self.transform.inverse_and_ladj(y, self._features(context))

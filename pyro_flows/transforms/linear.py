@@ -94,10 +94,9 @@ class Linear(FlowTransform):
             setattr(at, name, getattr(self, name) + move.reshape(batch + shape))
         return at
 
-    def _check(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        value, wide = super()._check(value, context)
-        # Not repeated for each point, neither here nor by what this layer is a part of: that would make a matrix for each.
-        return value, None if wide is None else distinct(wide)
+    def _at_points(self, context: Tensor | None) -> Any:
+        """:meth:`_at`, where the context has been repeated for points that share it: each matrix is made once all the same."""
+        return self._at(None if context is None else distinct(context))
 
     def _multiply(self, at: Any, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -134,12 +133,12 @@ class Linear(FlowTransform):
     def solve(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """The ``x`` with :math:`W x = y` (no shift), ``y``'s batch and the context's broadcast; raises as a call with ``y`` does."""
         y, context = self._check(y, context)
-        return self._solve(self._at(context), y)
+        return self._solve(self._at_points(context), y)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        at = self._at(context)
+        at = self._at_points(context)
         return self._multiply(at, x) + self._offset(at), self._log_det(at).expand(x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        at = self._at(context)
+        at = self._at_points(context)
         return self._solve(at, y - self._offset(at)), -self._log_det(at).expand(y.shape[:-1])

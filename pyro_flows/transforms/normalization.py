@@ -87,11 +87,11 @@ class ActNorm(Affine):
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._look(x, inverse=False)
-        return super().forward_and_ladj(x, context)
+        return super().unchecked_forward(x, context)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._look(y, inverse=True)
-        return super().inverse_and_ladj(y, context)
+        return super().unchecked_inverse(y, context)
 
 
 class BatchNorm(Linear):
@@ -161,4 +161,4 @@ class BatchNorm(Linear):
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._look(y)
-        return super().inverse_and_ladj(y)
+        return super().unchecked_inverse(y, None)

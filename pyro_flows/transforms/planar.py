@@ -16,7 +16,7 @@ from .base import FlowTransform
 __all__ = ["Planar"]
 
 MIN_SLOPE = 1e-3  # of the scalar maps that decide whether these transforms invert
-_LEAK = 0.01
+_LEAK = 0.01  # slope of the leaky ReLU below zero
 
 
 def above_minus_one(raw: Tensor) -> Tensor:

@@ -54,6 +54,8 @@ class ContractiveResidual(FlowTransform):
     Residual flows for invertible generative modeling (Chen et al., 2019), https://arxiv.org/abs/1906.02735
     """
 
+    implicit = True
+
     def __init__(
         self,
         dim: int,
@@ -71,12 +73,17 @@ class ContractiveResidual(FlowTransform):
             raise OptionError(f"ContractiveResidual: lipschitz must lie between 0 and 1, got {lipschitz}")
         if log_det not in ("auto", "exact", "estimate"):
             raise OptionError(f'ContractiveResidual: log_det must be "auto", "exact" or "estimate", got {log_det!r}')
-        self.direction, self.log_det = direction, log_det
+        self.direction: Literal["density", "sampling"] = direction
+        self.log_det: Literal["auto", "exact", "estimate"] = log_det
         self.one_pass = "inverse" if direction == "density" else "forward"
         self.net = LipschitzMLP(dim, dim, hidden_features, context_dim, lipschitz, norm)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, direction={self.direction!r}, log_det={self.log_det!r}"
+
+    def _prefer_exact(self) -> None:
+        if self.log_det == "auto":
+            self.log_det = "exact"
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._add(x, context) if self.direction == "sampling" else self._subtract(x, context)

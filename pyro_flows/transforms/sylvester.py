@@ -97,12 +97,12 @@ class Sylvester(FlowTransform):
         q, r, s, b, rho = self._parts(context, y)
         rest = times(q.mT, y)  # of z + R h once the terms of the known coordinates are taken away
         offset = b.expand(rest.shape)  # of a = S z + b, those terms added
-        found = []
+        bent = []
         for i in reversed(range(self.rank)):
             h = unbend(s[..., i, i] * rest[..., i] + offset[..., i], rho[..., i]).tanh()
             z = rest[..., i] - r[..., i, i] * h
-            found.append(h)
+            bent.append(h)
             rest = rest - r[..., :, i] * h.unsqueeze(-1)
             offset = offset + s[..., :, i] * z.unsqueeze(-1)
-        h = torch.stack(found[::-1], -1)
+        h = torch.stack(bent[::-1], -1)
         return y - times(q, times(r, h)), -(rho * (1 - h * h)).log1p().sum(-1)

@@ -17,8 +17,8 @@ __all__ = ["MixtureCDF"]
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-_MAX_LOG_SCALE = 3.0
-_SPREAD = 2.0
+_MAX_LOG_SCALE = 3.0  # of a component, in natural logarithms
+_SPREAD = 2.0  # locations start between minus this and this
 
 
 def check_mixture(name: str, components: int, min_slope: float, called: str = "components") -> None:
@@ -62,7 +62,7 @@ class MixtureCDF(InvertedByRoot):
         g_\theta(x) = \operatorname{logit} \sum_k \pi_k \, \sigma\!\left(\frac{x - \mu_k}{s_k}\right)
 
     The bracket holds the published map :math:`g_\theta` and a correction of weight :math:`w = 2\sigma(r)`: :math:`g_0`, the map at zero
-    parameters, has components of scale one at different places, so its slope is at most one and :math:`x - g_0` increases. So zero
+    parameters, has components of scale one at different locations, so its slope is at most one and :math:`x - g_0` increases. So zero
     parameters give the identity although the components differ (equal ones would get equal gradients and stay equal), :math:`w \to 0` leaves the
     published map, and every slope is at least :math:`m e^a`.
 

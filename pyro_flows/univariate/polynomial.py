@@ -15,7 +15,7 @@ from .base import InvertedByRoot
 
 __all__ = ["BernsteinPolynomial", "SumOfSquares"]
 
-_MAX_LOG_SLOPE = 4.0
+_MAX_LOG_SLOPE = 4.0  # between two coefficients, in natural logarithms
 
 
 def _check(name: str, degree: int, bound: float) -> None:
@@ -119,7 +119,7 @@ class SumOfSquares(InvertedByRoot):
             """At ``(..., n)`` points of each coordinate."""
             powers = torch.stack(_powers(t / self.bound, self.degree), -1)
             p = start + (first.unsqueeze(-2) * powers).sum(-1)
-            q = start + 0.5 * (second.unsqueeze(-2) * powers).sum(-1)  # halved, or both would train alike
+            q = start + 0.5 * (second.unsqueeze(-2) * powers).sum(-1)  # halved, or both would get the same gradients
             return self.min_slope + p * p + q * q
 
         inside = x.clamp(-self.bound, self.bound)

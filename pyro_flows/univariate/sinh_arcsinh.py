@@ -13,7 +13,8 @@ from .affine import soft_clamp
 
 __all__ = ["SinhArcsinh"]
 
-_MAX_SKEW, _MAX_LOG_TAIL = 2.0, math.log(3.0)
+_MAX_SKEW = 2.0  # in units of arcsinh x
+_MAX_LOG_TAIL = math.log(3.0)  # of the power with which tails grow
 
 
 def _log_cosh(x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class RationalQuadraticSpline:
         index = (at >= edges[axis, 2 : k + 1]).sum(0)
         near = torch.stack([index, index + 1, index + 2, index + 3])  # the edges of the bin and of its neighbours
         x, y = edges.gather(1, near.expand(2, *near.shape))
-        # Differences of the edges, so that a point's place in its bin lies in [0, 1] in floating point too: clamping it there
+        # Differences of the edges, so that a point's fraction of its bin lies in [0, 1] in floating point too: clamping it there
         # would lose the gradient.
         width, height = x.diff(dim=0), y.diff(dim=0)
         secant = height / width

@@ -51,7 +51,7 @@ class UnconstrainedMonotone(InvertedByRoot):
 
     @property
     def num_params(self) -> int:
-        """The shift, the log scale; and sharpness, place and weight of each hidden unit."""
+        """The shift, the log scale; and sharpness, centre and weight of each hidden unit."""
         return 3 * self.hidden + 2
 
     @property
@@ -62,13 +62,13 @@ class UnconstrainedMonotone(InvertedByRoot):
         k = self.hidden
         shift, raw_scale, raw_a, raw_c, raw_w = params.split([1, 1, k, k, k], -1)
         start = torch.linspace(-0.75 * self.bound, 0.75 * self.bound, k, dtype=params.dtype, device=params.device)
-        sharpness, places = soft_clamp(raw_a, math.log(2)).exp(), start + raw_c
+        sharpness, centres = soft_clamp(raw_a, math.log(2)).exp(), start + raw_c
         w = raw_w * (_MAX_BEND / math.sqrt(k)) / (1 + (raw_w * raw_w).sum(-1, keepdim=True)).sqrt()  # so that |w . tanh| < 3
         scale = soft_clamp(raw_scale, _MAX_LOG_SCALE)
 
         def log_slope(t: Tensor) -> Tensor:
             """At ``(..., n)`` points of each coordinate."""
-            units = ((t.unsqueeze(-1) - places.unsqueeze(-2)) * sharpness.unsqueeze(-2)).tanh()
+            units = ((t.unsqueeze(-1) - centres.unsqueeze(-2)) * sharpness.unsqueeze(-2)).tanh()
             return scale + (units * w.unsqueeze(-2)).sum(-1)
 
         inside = x.clamp(-self.bound, self.bound)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 
-from ..transforms import Compose, ContinuousFlow, ContractiveResidual, Coupling, Elementwise, FlowTransform
+from ..transforms import Compose, ContinuousFlow, Coupling, Elementwise, FlowTransform
 from ..univariate import Univariate
 
 __all__ = ["has_fixed_points", "push_score"]
@@ -24,7 +24,7 @@ Pushed = tuple[Tensor, Tensor, Tensor]  # the mapped point, the ladj there, the 
 
 def has_fixed_points(transform: nn.Module) -> bool:
     """Whether a layer's derivatives are functions of its own making (implicit, or of an estimate), which ``torch.func`` cannot nest."""
-    return any(isinstance(layer, ContractiveResidual) for layer in transform.modules())
+    return any(getattr(layer, "implicit", False) for layer in transform.modules())
 
 
 @singledispatch
