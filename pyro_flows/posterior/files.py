@@ -157,11 +157,9 @@ def _other_arguments(saved: list[Any], model: Callable[..., Any], args: tuple[An
 
 def _read(path: str | Path, shown: str) -> dict[str, Any]:
     try:
-        content = read(Path(path))
+        content = read(Path(path), _FORMAT, "a file of Posterior.save")
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {shown}") from error
-    if content.get("format") != _FORMAT:
-        raise CheckpointError(f"{shown} was not written by Posterior.save of this version of pyro_flows")
     if not all(bool(torch.isfinite(t).all()) for t in content["guide"].values() if t.is_floating_point()):
         raise CheckpointError(f"{shown} holds a guide with parameters that are NaN or infinite: fit again")
     return content

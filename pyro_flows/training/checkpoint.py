@@ -68,9 +68,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        content = read(self.path)
-        if content.get("format") != self._format:
-            raise CheckpointError(f"{str(self.path)!r} is not a {self.kind} checkpoint: give another path")
+        content = read(self.path, self._format, f"a {self.kind} checkpoint")
         if not fingerprints_agree(content["signature"], self._signature(module), _SUMMATION):
             what = f"{str(self.path)!r} belongs to another model, guide, flow or data (sites, shapes, densities, rows or options differ)"
             raise CheckpointError(f"{what}: delete it, or give another path")

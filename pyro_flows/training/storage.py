@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 __all__ = ["read", "write"]
 
 _CHECKSUM = "checksum"
-_REMEDY = "delete it, or give another path"
+_REMEDY = "Delete it, or give another path"
 
 
 def write(content: dict[str, Any], path: Path) -> None:
@@ -33,8 +33,13 @@ def write(content: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{str(path)!r} cannot be written: {' '.join(str(error).split())[:200]}") from error
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, wanted: str, what: str) -> dict[str, Any]:
     """What :func:`write` wrote, on the CPU.
+
+    Args:
+        path: the file.
+        wanted: its entry ``"format"``.
+        what: what such a file is called, in words.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -45,12 +50,11 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{str(path)!r} is damaged, or no file of pyro_flows ({type(error).__name__}): {_REMEDY}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{str(path)!r} is no file of pyro_flows: {_REMEDY}")
-    stated = content.pop(_CHECKSUM, None)
-    if stated != _checksum(content):
-        raise CheckpointError(f"{str(path)!r} is damaged, or of another version of pyro_flows (its checksum is wrong): {_REMEDY}")
+        raise CheckpointError(f"{str(path)!r} cannot be read: it is damaged, or no file of pyro_flows ({type(error).__name__}). {_REMEDY}") from error
+    if not isinstance(content, dict) or content.get("format") != wanted:
+        raise CheckpointError(f"{str(path)!r} is not {what} of this version of pyro_flows. {_REMEDY}")
+    if content.pop(_CHECKSUM, None) != _checksum(content):
+        raise CheckpointError(f"{str(path)!r} is damaged: its checksum is wrong. {_REMEDY}")
     return content
 
 

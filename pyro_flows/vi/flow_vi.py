@@ -107,6 +107,12 @@ class FlowVI:
         self.model, self.guide, self._guide_options = model, guide, {"flow": flow, "affine": affine}
         self._default_flow = (guide or AutoFlow(model, **self._guide_options)).config["flow"] == "auto"  # bad options are refused here
 
+    def __repr__(self) -> str:
+        o = self.options
+        guide = repr(self._guide_options["flow"]) if self.guide is None else type(self.guide).__name__
+        chosen = f"flow={guide}, num_particles={o.num_particles}, max_steps={o.max_steps}, lr={o.lr:g}, seed={o.seed}, dtype={o.dtype}"
+        return f"FlowVI({getattr(self.model, '__name__', type(self.model).__name__)}, {chosen})"
+
     def run(self, *args: Any, **kwargs: Any) -> Posterior:
         """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""
         dtype = self.options.dtype
@@ -157,5 +163,44 @@ def _fingerprint_of_density(log_joint: LogJoint) -> list[Any]:
 
 
 def fit(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Posterior:
-    """Fit a Pyro model with the default options: ``FlowVI(model).run(*args, **kwargs)``."""
+    """Fit a Pyro model with the default options, and get its posterior with a verdict.
+
+    What follows the model are the model's own arguments, all of them. Options of the fit go to ``fit.with_options``, where none can be taken for an
+    argument of a model that happens to have one of the same name.
+
+    Args:
+        model: a Pyro model, with its observations in place.
+        args, kwargs: its arguments: tensors, arrays or plain values; floating-point ones are converted to double precision.
+
+    Returns:
+        A :class:`~pyro_flows.posterior.Posterior`: draws, densities, summary, plot, verdict.
+
+    Cost: seconds for tens of latent numbers; half a minute for hundreds. Ctrl-C ends the training early and keeps the best state so far.
+
+    Raises:
+        ModelError, SupportError, DtypeError, ShapeError: the model or its data cannot be fitted; before any training.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> import pyro_flows as pf
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> posterior = pf.fit.with_options(progress=False, seed=1)(model, torch.tensor([1.0, 2.0, 3.0]))
+        >>> posterior.verdict
+        'good'
+    """
     return FlowVI(model).run(*args, **kwargs)
+
+
+def _with_options(**options: Any) -> Callable[..., Posterior]:
+    """:func:`fit` with options of :class:`FlowVI`, such as ``seed=1, progress=False, max_steps=500``: a function of the model and its arguments."""
+
+    def fit_with_options(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Posterior:
+        return FlowVI(model, **options).run(*args, **kwargs)
+
+    return fit_with_options
+
+
+fit.with_options = _with_options  # type: ignore[attr-defined]
