@@ -157,7 +157,7 @@ def _other_arguments(saved: list[Any], model: Callable[..., Any], args: tuple[An
 
 def _read(path: str | Path, shown: str) -> dict[str, Any]:
     try:
-        content = read(Path(path), _FORMAT, "a file of Posterior.save")
+        content = read(Path(path), _FORMAT, "written by Posterior.save")
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {shown}") from error
     if not all(bool(torch.isfinite(t).all()) for t in content["guide"].values() if t.is_floating_point()):
