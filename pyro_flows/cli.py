@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
-import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -71,10 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Fit Pyro models with normalizing flows, and say how far to trust the fit.",
         epilog="Exit codes: 0 a fit to use; 1 the fit failed; 2 bad arguments or files; 3 a poor fit; 130 interrupted.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    fit = commands.add_parser("fit", help="fit a model in a Python file to data in a JSON file")
+    fit = commands.add_parser("fit", help="fit a model in a Python file to data in a CSV or JSON file")
     fit.add_argument("model", metavar="FILE.py:MODEL", help="file, and the name of the model in it")
-    fit.add_argument("--data", type=Path, metavar="FILE.json", help="an object whose keys are the model's arguments")
+    fit.add_argument("--data", type=Path, metavar="FILE", help="a CSV table, JSON records or object: its columns or keys are the model's arguments")
     fit.add_argument("--as-float", nargs="+", default=[], metavar="KEY", help="lists of whole numbers to take as floats")
     fit.add_argument("--flow", default="auto", help="name of a flow of pyro_flows.flows, 'auto' or 'none' (%(default)s)")
     fit.add_argument("--max-steps", type=int, metavar="N", help="at most so many training steps")
@@ -94,16 +95,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _version() -> str:
+    from . import __version__
+
+    return __version__
+
+
 def _fit(options: argparse.Namespace) -> int:
-    for path in (options.out, options.plot, options.save, options.checkpoint):
+    for path in (options.out, options.plot, options.save, options.checkpoint):  # better now than after the fit
         if path is not None and not path.absolute().parent.is_dir():
-            raise _UsageError(f"the folder of {str(path)!r} does not exist")  # better now than after the fit
+            raise _UsageError(f"the folder of {str(path)!r} does not exist")
+        if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK)):
+            raise _UsageError(f"{str(path)!r} cannot be written")
+    if not 0 <= options.seed < 2**63:
+        raise _UsageError(f"--seed must be a whole number from 0 to 2**63 - 1, got {options.seed}")
     if options.samples < 1:
         raise _UsageError(f"--samples must be positive, got {options.samples}")
     if options.predictive and options.out is None:
         raise _UsageError("--predictive needs --out, the file to write to")
-    data = _data(options.data, options.as_float)
     model = _model(options.model)
+    data = _data(options.data, model, options.as_float)
     _check_arguments(model, options.model, data)
     flow = None if options.flow == "none" else options.flow
     posterior = _run(model, data, options, flow=flow, seed=options.seed, checkpoint=options.checkpoint)
@@ -131,37 +142,14 @@ def _run(model: Callable[..., Any], data: dict[str, Any], options: argparse.Name
         return FlowVI(model, progress=not options.quiet, **settings).run(**data)
 
 
-def _data(path: Path | None, as_float: Sequence[str]) -> dict[str, Any]:
-    """The model's arguments: lists become tensors; numbers, strings and booleans stay."""
-    import torch
+def _data(path: Path | None, model: Callable[..., Any], as_float: Sequence[str]) -> dict[str, Any]:
+    from .errors import DataError
+    from .model.tables import arguments_from_file
 
-    if path is None:
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _UsageError(f"--data {str(path)!r} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise _UsageError(f"--data {str(path)!r} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise _UsageError(f"--data {str(path)!r} must hold an object, whose keys are the model's arguments")
-    unknown = set(as_float) - content.keys()
-    if unknown:
-        raise _UsageError(f"--as-float {' '.join(sorted(unknown))}: no such key in {str(path)!r}")
-    data = {}
-    for key, value in content.items():
-        if isinstance(value, list):
-            try:
-                value = torch.tensor(value)
-            except (ValueError, TypeError) as error:
-                raise _UsageError(f"--data: the lists under {key!r} are ragged, or hold more than numbers") from error
-            value = value.double() if value.is_floating_point() or key in as_float else value
-        elif value is None:
-            raise _UsageError(f"--data: {key!r} is null; leave the key out to use the model's default")
-        elif key in as_float:
-            value = float(value)
-        data[key] = value
-    return data
+        return {} if path is None else arguments_from_file(path, model, as_float)
+    except DataError as error:
+        raise _UsageError(str(error)) from error
 
 
 def _model(spec: str) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_flows import cli
+from pyro_flows import __version__, cli
+from pyro_flows.model.tables import arguments_from_file
 from pyro_flows.posterior.export import arviz
 from pyro_flows.posterior.posterior import Posterior
 
@@ -133,7 +135,12 @@ def test_options_reach_the_fit(files, monkeypatch):
         (("schools.py:model", "--data", "schools.py"), "is not JSON"),
         (("schools.py:model", "--data", "list.json"), "must hold an object"),
         (("schools.py:model", "--data", "ragged.json"), "'y' are ragged"),
-        (("schools.py:model", "--data", "words.json"), "'y' are ragged, or hold more than numbers"),
+        (("schools.py:model", "--data", "words.json"), "'y' has 1 missing label(s)"),
+        (("schools.py:model", "--data", "uneven.csv"), "row 3 has 1 cells, the header 2"),
+        (("schools.py:model", "--data", "empty.csv"), "has no rows"),
+        (("schools.py:model", "--data", "twice.csv"), "names a column twice"),
+        (("schools.py:model", "--data", "data.json", "--seed", "-1"), "--seed must be"),
+        (("schools.py:model", "--data", "data.json", "--out", "."), "'.' cannot be written"),
         (("schools.py:model", "--data", "null.json"), "'scale' is null"),
         (("schools.py:model", "--data", "data.json", "--as-float", "z"), "--as-float z: no such key"),
         (("schools.py:model", "--data", "data.json", "--out", "no/where.nc"), "folder of 'no/where.nc' does not exist"),
@@ -145,12 +152,57 @@ def test_bad_arguments_and_files(files, capsys, argv, words):
     (files / "bad.py").write_text("def model(:\n")
     (files / "list.json").write_text("[1, 2]")
     (files / "ragged.json").write_text('{"y": [[1, 2], [3]]}')
-    (files / "words.json").write_text('{"y": ["a", "b"]}')
+    (files / "words.json").write_text('{"y": ["a", "b", null]}')
+    (files / "uneven.csv").write_text("y,x\n1,2\n3\n")
+    (files / "empty.csv").write_text("y,x\n")
+    (files / "twice.csv").write_text("y,y\n1,2\n")
     (files / "null.json").write_text('{"y": [1], "scale": null}')
     assert run("fit", *argv) == 2
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.startswith("pyro-flows: ") and captured.out == ""
     assert "Traceback" not in captured.err and len(captured.err.splitlines()) == 1
+
+
+TABLE = """who,when,y,group,seen
+ann,1,1.5,b,1
+bob,2,NA,a,0
+eve,3,-0.5,b,1
+dan,4,,a,0
+"""
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "records", "columns"])
+def test_tables_by_every_door(files, kind):
+    """Numbers, whole numbers, missing cells and words arrive the same way; columns that the model does not take stay outside a table."""
+    rows = [line.split(",") for line in TABLE.splitlines()]
+    records = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    for record in records:
+        record["y"] = float(record["y"]) if record["y"] not in ("NA", "") else None
+        record["seen"] = int(record["seen"])
+    path = files / f"table.{kind if kind in ('csv', 'tsv') else 'json'}"
+    columns = {name: [record[name] for record in records] for name in ("y", "group", "seen")}
+    content = {"csv": TABLE, "tsv": TABLE.replace(",", "\t"), "records": json.dumps(records), "columns": json.dumps(columns)}
+    path.write_text(content[kind])
+    data = arguments_from_file(path, lambda y, group, seen=None: None)
+    assert list(data) == ["y", "group", "seen"] and data["group"] == ["b", "a", "b", "a"]
+    assert data["y"].dtype == torch.float64 and data["y"].isnan().tolist() == [False, True, False, True]
+    assert data["seen"].dtype == torch.int64 and data["seen"].tolist() == [1, 0, 1, 0]
+
+
+def test_a_table_of_groups_from_the_command_line(files, capsys):
+    """Words become codes, and come back as the names of a plate's members."""
+    (files / "table.csv").write_text("y,group\n1.0,tall\n3.0,tall\n-2.0,short\n0.0,short\n")
+    assert run("fit", "schools.py:model", "--data", "table.csv", "--flow", "none", "--quiet", "--samples", "500") == 0
+    out = capsys.readouterr().out
+    assert "b[short]" in out and "b[tall]" in out
+
+
+def test_version_and_module(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--version")
+    assert stop.value.code == 0 and __version__ in capsys.readouterr().out
+    done = subprocess.run([sys.executable, "-m", "pyro_flows", "--version"], capture_output=True, text=True, check=True)
+    assert __version__ in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -10,19 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DtypeError, ModelError, PyroFlowsError
+from ..errors import DataError, DtypeError, ModelError, PyroFlowsError
 from ..numerics.fingerprint import leaves
 from .failures import in_a_line
 
-__all__ = ["converted", "explained", "not_finite"]
+__all__ = ["Table", "converted", "explained", "labels_of", "not_finite"]
 
 
 def not_finite(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Which argument has NaN or infinite numbers, and where, in words; empty where all are finite."""
     named = [*((f"argument {i}", v) for i, v in enumerate(args)), *((f"argument {k!r}", v) for k, v in kwargs.items())]
     for name, value in (leaf for n, v in named for leaf in leaves(v, n)):
-        if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
-            value = torch.from_numpy(value)
         if isinstance(value, (float, np.floating)):
             value = torch.tensor(value)
         if isinstance(value, Tensor) and value.is_floating_point():
@@ -33,17 +31,120 @@ def not_finite(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return ""
 
 
-def converted(value: Any, dtype: torch.dtype) -> Any:
-    """The same arguments with floating-point tensors and arrays as tensors of ``dtype``; integers stay integers."""
+class Table(dict[str, Any]):
+    """The columns of a data frame as tensors: ``table["x"]`` and ``table.x``; ``len(table)`` is the number of rows, as of the frame itself."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values()), ()))
+
+    def __bool__(self) -> bool:
+        return dict.__len__(self) > 0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(f"the table has no column {name!r}; it has {list(self)}") from error
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return list(self)
+
+
+def converted(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A model's arguments as it can be traced with: tensors, and plain values as they are.
+
+    Floating-point tensors, arrays and lists become tensors of ``dtype``; integers stay integers, and lists of them lists. Data frames become a
+    :class:`Table`, and labels (arrays, columns or lists of strings) the positions of each in the sorted list of all, see :func:`labels_of`.
+
+    Raises:
+        DtypeError: numbers that no density can be computed with: complex, sparse, of objects, or without values (meta).
+        DataError: labels that are missing.
+    """
+    return (
+        tuple(_converted(value, dtype, f"argument {i}") for i, value in enumerate(args)),
+        {k: _converted(value, dtype, f"argument {k!r}") for k, value in kwargs.items()},
+    )
+
+
+def _converted(value: Any, dtype: torch.dtype, name: str) -> Any:
     if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, np.ndarray):
-        return converted(torch.from_numpy(value), dtype) if value.dtype.kind in "fiub" else value
+        return _tensor(value, dtype, name)
+    if _is_frame(value):
+        return Table({str(c): _converted(_array(value[c]), dtype, f"{name}[{str(c)!r}]") for c in value.columns})
+    if isinstance(value, np.ndarray) or hasattr(value, "to_numpy"):
+        return _from_array(_array(value), dtype, name)
     if isinstance(value, dict):
-        return {k: converted(v, dtype) for k, v in value.items()}
+        return type(value)({k: _converted(v, dtype, f"{name}[{k!r}]") for k, v in value.items()})
     if type(value) in (list, tuple):
-        return type(value)(converted(v, dtype) for v in value)
+        if value and all(isinstance(v, str) for v in value):
+            return _codes(np.asarray(value), name)
+        if any(isinstance(v, (float, np.floating)) for v in value) and all(isinstance(v, (int, float, np.number)) for v in value):
+            return torch.tensor([float(v) for v in value], dtype=dtype)
+        return type(value)(_converted(v, dtype, f"{name}[{i}]") for i, v in enumerate(value))
     return value
+
+
+def _is_frame(value: Any) -> bool:
+    return hasattr(value, "columns") and hasattr(value, "to_numpy")  # of pandas and of libraries like it, none of which is imported
+
+
+def _array(value: Any) -> np.ndarray:
+    """An array of what has one; masked entries, and those that pandas calls missing, are NaN."""
+    if isinstance(value, np.ma.MaskedArray):
+        return np.ma.filled(value.astype(float), np.nan) if value.dtype.kind in "fiub" else np.ma.filled(value)
+    array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    if array.dtype.kind == "O" and all(isinstance(v, (int, float, np.number, type(None))) or v != v for v in array.flat):
+        return np.array([np.nan if v is None or v != v else float(v) for v in array.flat]).reshape(array.shape)
+    return array
+
+
+def _tensor(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    if value.is_complex() or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        what = "complex" if value.is_complex() else "meta (without values)" if value.is_meta else str(value.layout)
+        raise DtypeError(f"{name} is a {what} tensor, and a density needs real, dense numbers: convert it, as by .real or .to_dense()")
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _from_array(array: np.ndarray, dtype: torch.dtype, name: str) -> Tensor:
+    if array.dtype.kind in "fiub":
+        return _tensor(torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("="))), dtype, name)
+    if array.dtype.kind in "UST" or (array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat)):
+        return _codes(array, name)
+    if array.dtype.kind == "O" and any(isinstance(v, str) for v in array.flat):
+        missing = sum(not isinstance(v, str) for v in array.flat)
+        raise DataError(f"{name} has {missing} missing label(s) among its words: fill them in, as by 'unknown', or remove those rows")
+    raise DtypeError(f"{name} is an array of {array.dtype}, not of numbers or words: convert it, as by .astype(float)")
+
+
+def _codes(array: np.ndarray, name: str) -> Tensor:
+    codes = np.unique(array.astype(str), return_inverse=True)[1]
+    return torch.from_numpy(codes.reshape(array.shape).astype(np.int64))
+
+
+def labels_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[str]]:
+    """The sorted labels behind the codes that :func:`converted` makes of words, one list an argument or column that holds some."""
+    found: list[list[str]] = []
+
+    def look(value: Any) -> None:
+        if _is_frame(value):
+            for c in value.columns:
+                look(value[c])
+        elif isinstance(value, dict):
+            for v in value.values():
+                look(v)
+        elif type(value) in (list, tuple) and not (value and all(isinstance(v, str) for v in value)):
+            for v in value:
+                look(v)
+        elif not isinstance(value, (Tensor, str)) and (isinstance(value, (np.ndarray, list, tuple)) or hasattr(value, "to_numpy")):
+            array = np.asarray(value) if isinstance(value, (list, tuple)) else _array(value)
+            if array.size and all(isinstance(v, str) for v in array.flat):
+                found.append(np.unique(array.astype(str)).tolist())
+
+    look(list(args))
+    look(kwargs)
+    return found
 
 
 @contextmanager

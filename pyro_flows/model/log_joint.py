@@ -57,6 +57,7 @@ class LogJoint:
         size: how many numbers a trace of one particle holds.
         trace: the trace of the model at one point, for names, shapes and plates.
         enumerated: names of the discrete sites that are summed out.
+        labels: those behind codes in the arguments, for tables and plots.
 
     Cost: one run of the model for each chunk of particles under ``vmap``; one for each particle in a loop.
 
@@ -95,6 +96,7 @@ class LogJoint:
         self.reason, self.stochastic = "", False
         self.enumerated: tuple[str, ...] = ()
         self._evaluator: EnumeratedDensity | None = None
+        self.labels: list[list[str]] = []
         self._fills = False  # whether the model fills tensors in place
         self._enum_model: Callable[..., Any] = self.model
         with seeded(0):

@@ -98,7 +98,9 @@ class Traceable(Messenger):
     """
 
     def _pyro_sample(self, msg: Any) -> None:
-        msg["fn"] = _traceable(msg["fn"])
+        msg["fn"] = fn = _traceable(msg["fn"])
+        if msg["is_observed"] and isinstance(msg["value"], Tensor) and not msg["value"].is_floating_point() and fn.support.is_discrete:
+            msg["value"] = msg["value"].to(torch.get_default_dtype())  # whole numbers of any dtype are outcomes of a Bernoulli
         if msg["is_observed"] and isinstance(msg["mask"], Tensor):
             msg["value"] = _without_missing(msg["value"], msg["mask"], msg["fn"].event_dim)
 

@@ -202,7 +202,7 @@ class PosteriorCore:
         """
         if not args and not kwargs:
             args, kwargs = self.log_joint.args, self.log_joint.kwargs
-        args, kwargs = converted(args, self._dtype), converted(kwargs, self._dtype)
+        args, kwargs = converted(args, kwargs, self._dtype)
         latents, count = latents_of_runs(self.guide, self.get_samples(num_samples) if samples is None else samples)
         return simulate(self.log_joint.model, args, kwargs, latents, count, self._dtype, parallel)
 
@@ -219,6 +219,7 @@ class PosteriorCore:
 
 def _own_copy(guide: AutoFlow) -> AutoFlow:
     """The same guide with a flow of its own; the model, and all else, is shared."""
-    own = copy.copy(guide)
+    own = object.__new__(type(guide))  # copy.copy would ask Pyro's __getstate__, which takes the model from the original
+    own.__dict__.update(guide.__dict__)
     own.__dict__["_modules"] = {**guide._modules, "flow": copy.deepcopy(guide._modules["flow"])}
     return own

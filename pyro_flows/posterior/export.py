@@ -125,11 +125,17 @@ def _labels(posterior: PosteriorCore, groups: Mapping[str, Arrays]) -> tuple[dic
             if at >= 0 and value.shape[at] == frame.size:
                 # a variable and a dimension may not share a name
                 names[at] = frame.name if frame.name not in taken else f"{frame.name}_plate"
-                coords[names[at]] = np.arange(frame.size)
+                coords[names[at]] = _plate_labels(posterior, frame.size)
         for label, size in zip(names, value.shape, strict=True):
             coords.setdefault(label, np.arange(size))
         dims[name] = names
     return coords, dims
+
+
+def _plate_labels(posterior: PosteriorCore, size: int) -> Any:
+    """The words behind a plate's members, where exactly one argument of the model has so many; otherwise numbers."""
+    fitting = [labels for labels in posterior.log_joint.labels if len(labels) == size]
+    return fitting[0] if len(fitting) == 1 else np.arange(size)
 
 
 def _attributes(posterior: PosteriorCore) -> dict[str, Any]:

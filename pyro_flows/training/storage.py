@@ -54,7 +54,7 @@ def read(path: Path, wanted: str, what: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != wanted:
         raise CheckpointError(f"{str(path)!r} is not {what} of this version of pyro_flows. {_REMEDY}")
     if content.pop(_CHECKSUM, None) != _checksum(content):
-        raise CheckpointError(f"{str(path)!r} is damaged: its checksum is wrong. {_REMEDY}")
+        raise CheckpointError(f"{str(path)!r} is damaged, or of another version of pyro_flows: its checksum is wrong. {_REMEDY}")
     return content
 
 

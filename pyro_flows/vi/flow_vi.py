@@ -12,7 +12,7 @@ import torch
 from ..errors import ConvergenceWarning, ModelError, OptionError
 from ..guides import AutoFlow
 from ..model.context import running
-from ..model.inputs import converted
+from ..model.inputs import converted, labels_of
 from ..model.log_joint import LogJoint
 from ..numerics.fingerprint import fingerprint
 from ..numerics.random import seeded
@@ -117,7 +117,9 @@ class FlowVI:
         """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""
         dtype = self.options.dtype
         with seeded(self.options.seed), running(dtype, validate=True):
-            return self._run(converted(args, dtype), converted(kwargs, dtype))
+            posterior = self._run(*converted(args, kwargs, dtype))
+        posterior.log_joint.labels = labels_of(args, kwargs)
+        return posterior
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:
         options = self.options
