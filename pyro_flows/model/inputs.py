@@ -109,7 +109,8 @@ def _tensor(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 def _from_array(array: np.ndarray, dtype: torch.dtype, name: str) -> Tensor:
     if array.dtype.kind in "fiub":
-        return _tensor(torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("="))), dtype, name)
+        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        return _tensor(torch.from_numpy(native if native.flags.writeable else native.copy()), dtype, name)
     if array.dtype.kind in "UST" or (array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat)):
         return _codes(array, name)
     if array.dtype.kind == "O" and any(isinstance(v, str) for v in array.flat):

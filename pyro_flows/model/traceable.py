@@ -42,7 +42,7 @@ class _DataApart(TorchFunctionMode):
         kwargs = kwargs or {}
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in _tensors((args, kwargs))):
             return func(*args, **kwargs)
-        with disable_proxy_modes_tracing():
+        with torch._C._DisableFuncTorch(), disable_proxy_modes_tracing():  # a plain result of plain tensors
             return func(*args, **kwargs)
 
 
@@ -101,19 +101,15 @@ class Traceable(Messenger):
         msg["fn"] = fn = _traceable(msg["fn"])
         if msg["is_observed"] and isinstance(msg["value"], Tensor) and not msg["value"].is_floating_point() and fn.support.is_discrete:
             msg["value"] = msg["value"].to(torch.get_default_dtype())  # whole numbers of any dtype are outcomes of a Bernoulli
-        if msg["is_observed"] and isinstance(msg["mask"], Tensor):
+        if msg["is_observed"] and isinstance(msg["mask"], Tensor) and isinstance(msg["value"], Tensor) and msg["value"].is_floating_point():
             msg["value"] = _without_missing(msg["value"], msg["mask"], msg["fn"].event_dim)
 
 
-def _without_missing(value: Any, mask: Tensor, event_dim: int) -> Any:
-    """Observed values with what is not finite behind the mask replaced by an observation that is."""
-    plain = isinstance(value, Tensor) and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, (value, mask)))
-    if not plain or not value.is_floating_point() or bool(torch.isfinite(value).all()):
-        return value
-    sound = torch.isfinite(value.flatten(value.dim() - event_dim) if event_dim else value.unsqueeze(-1)).all(-1)
-    if not bool(sound.any()):
-        return value
-    filler = value[sound][0] if sound.dim() else value
+def _without_missing(value: Tensor, mask: Tensor, event_dim: int) -> Tensor:
+    """Observed values with what is not finite behind the mask replaced by the first observation that is; no branch on any of them."""
+    rows = value.reshape(-1, *value.shape[value.dim() - event_dim :])
+    sound = torch.isfinite(rows).reshape(len(rows), -1).all(-1)
+    filler = rows.index_select(0, sound.to(torch.uint8).argmax().reshape(1)).squeeze(0)
     shown = mask.reshape(mask.shape + (1,) * event_dim)
     return torch.where(shown | torch.isfinite(value), value, filler)
 

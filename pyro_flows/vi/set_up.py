@@ -79,6 +79,9 @@ def _check_observations(log_joint: LogJoint) -> None:
             _check_shape(name, site)
             try:
                 inside = contains(site["fn"].support, site["value"])
+                if bool(torch.isfinite(site["log_prob_sum"])):  # of data that are missing, for a distribution that knows what to do with them
+                    missing = site["value"].isnan()
+                    inside = inside | missing.reshape(*inside.shape, -1).any(-1)
             except (NotImplementedError, AttributeError):  # a distribution that does not say
                 continue
             if not bool(inside.all()) and _is_fixed(log_joint, name):
