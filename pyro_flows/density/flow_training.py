@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..distributions.abstract_flow import AbstractFlow
 from ..errors import ConvergenceWarning
 from ..numerics.random import seeded
 from ..training.checkpoint import Checkpoint, remedy_of_interrupt
@@ -18,7 +19,7 @@ from ..training.descent import Descent, Plan
 from ..training.processes import Processes
 from ..training.progress import Progress
 from .flow_fit import FlowFit
-from .rows import AnyFlow, Batches, Rows
+from .rows import Batches, Rows
 
 __all__ = ["Training"]
 
@@ -37,7 +38,7 @@ class Training:
 
     def __init__(
         self,
-        flow: AnyFlow,
+        flow: AbstractFlow,
         seed: int,
         progress: bool,
         callbacks: Sequence[Callable[[dict[str, Any]], None]],
