@@ -434,3 +434,55 @@ def test_the_schedule():
     rates = [schedule.lr(step) for step in (0, 9, 19, 500, 1000)]
     assert rates[0] == pytest.approx(0.005) and rates[1] == pytest.approx(0.05, rel=1e-3) and rates[2] == pytest.approx(0.1, rel=1e-2)
     assert rates[3] == pytest.approx(0.05) and rates[4] == 0
+
+
+# --- objectives that are objects
+
+
+class Tempered(pf.density.Objective):
+    """A part of the likelihood, and a note."""
+
+    name, in_nats = "tempered loss", False
+
+    def __init__(self, power: float) -> None:
+        self.power = power
+
+    def validate(self, flow):
+        if not flow.exact:
+            raise OptionError("tempered: needs an exact density")
+
+    def loss(self, flow, rows):
+        return -self.power * flow(rows.context).log_prob(rows.x)
+
+    def notes(self, flow, rows):
+        return [f"{len(rows.x)} rows at power {self.power}"]
+
+
+def test_an_objective_may_be_an_object(tmp_path):
+    options = {"max_steps": 20, "progress": False}
+    torch.manual_seed(0)
+    flow = small()
+    twin = copy.deepcopy(flow)
+    fit = pf.fit_density(flow, X, objective=Tempered(0.5), checkpoint=tmp_path / "c", **options)
+    plain = pf.fit_density(twin, X, **options)
+    assert fit.loss_name == "tempered loss" and not fit.in_nats and " nats" not in repr(fit)
+    assert fit.history[0]["validation"] == pytest.approx(0.5 * plain.history[0]["validation"])
+    assert f"{len(X)} rows at power 0.5" in fit.warnings
+    with pytest.raises(CheckpointError, match="belongs to another"):
+        pf.fit_density(flow, X, objective=Tempered(0.25), checkpoint=tmp_path / "c", **options)
+    for objective, more, says in (
+        (Tempered(1.0), {"kinetic": 0.1}, "does not go with"),
+        (Tempered(1.0), {"labels": torch.zeros(len(X)).long()}, "of no use"),
+        (3, {}, "pf.density.Objective"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            pf.fit_density(flow, X, objective=objective, **more, **options)
+    with pytest.raises(OptionError, match="exact density"):
+        pf.fit_density(pf.flows.cif(2), X, objective=Tempered(1.0), **options)
+
+
+def test_draws_come_with_their_log_density():
+    flow = small()
+    x, log_prob = flow().sample_and_log_prob((7,))
+    assert not log_prob.requires_grad
+    torch.testing.assert_close(log_prob, flow().log_prob(x).detach())

@@ -61,6 +61,11 @@ def test_flow_matching_fits(matched):
     assert divergence(pf.flows.cnf(2)) > 0.5
 
 
+def matching_loss(flow: pf.Flow, rows: Rows) -> Tensor:
+    matching = FlowMatching()
+    return matching.loss(flow, matching.prepare(flow, rows))
+
+
 def test_the_density_integrates_to_one(matched):
     side = torch.linspace(-7, 7, 281, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
@@ -90,7 +95,7 @@ def test_its_loss_is_least_at_the_true_velocity():
     for shift in (-0.1, 0.0, 0.1):
         flow.transform.net.shift.data.fill_(shift)
         torch.manual_seed(1)
-        losses.append(FlowMatching(flow).loss(rows).mean().item())
+        losses.append(matching_loss(flow, rows).mean().item())
     assert losses[1] < losses[0] and losses[1] < losses[2]
     flow.transform.net.shift.data.zero_()
     x = torch.linspace(0, 3, 20)[:, None]
@@ -136,8 +141,8 @@ def test_flow_matching_around_fixed_layers():
     fixed = Standardize(torch.tensor([10.0, -3.0]), torch.tensor([[3.0, 0.0], [1.0, 0.2]]))
     flow = pf.Flow(2, [Permutation(torch.tensor([1, 0])), ContinuousFlow(2), fixed])
     x = fixed(mixture(5000))
-    before = FlowMatching(flow).loss(Rows(x)).mean()
-    plain = FlowMatching(pf.Flow(2, ContinuousFlow(2))).loss(Rows(mixture(5000))).mean()
+    before = matching_loss(flow, Rows(x)).mean()
+    plain = matching_loss(pf.Flow(2, ContinuousFlow(2)), Rows(mixture(5000))).mean()
     assert before.item() == pytest.approx(plain.item(), rel=0.1)
     for wrong in (
         pf.flows.realnvp(2),
@@ -162,7 +167,7 @@ def test_an_inverted_layer_is_matched_and_penalised():
     with torch.no_grad():
         found = inner.solve(fixed.inverse_and_ladj(x)[0], regularize=True)
         expected = -flow().log_prob(x) + 0.3 * found.kinetic + 0.7 * found.jacobian
-        torch.testing.assert_close(Regularized(flow, 0.3, 0.7).loss(Rows(x)), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(Regularized(0.3, 0.7).loss(flow, Rows(x)), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_bound_far_out_is_finite():
@@ -257,7 +262,7 @@ def test_a_penalised_loss_is_the_sum():
         a = second.regularization(z)
         b = first.regularization(a.value)
         expected = -flow().log_prob(x) + 0.3 * (a.kinetic + b.kinetic) + 0.7 * (a.jacobian + b.jacobian)
-        torch.testing.assert_close(Regularized(flow, 0.3, 0.7).loss(Rows(x)), expected)
+        torch.testing.assert_close(Regularized(0.3, 0.7).loss(flow, Rows(x)), expected)
 
 
 # --- augmented flows
@@ -312,6 +317,34 @@ def test_augmented_flows_train_by_their_bound():
     assert fit.validation_loss < fit.history[0]["validation"] - 0.2
     with pytest.raises(ShapeError):
         AugmentedFlow(pf.flows.cnf(2), 2)
+
+
+def test_an_augmented_fit_says_that_its_loss_is_a_bound():
+    """It said negative log-likelihood."""
+    x = mixture(200)
+    flow = pf.flows.cnf(2, augment=1, hidden_features=(8,), solver="rk4", steps=2)
+    for objective, name in (("auto", "elbo"), ("elbo", "elbo"), ("iwae", "iwae")):
+        fit = pf.fit_density(flow, x, objective=objective, num_particles=2, max_steps=3, **QUICK)
+        assert fit.loss_name == f"negative {name} bound" and fit.in_nats
+        assert f"negative {name} bound" in repr(fit) and "likelihood" not in repr(fit)
+        assert fit.plot().axes[0].get_title(loc="left") == f"negative {name} bound"
+    for objective, says in (("likelihood", "only a bound"), ("rws", "continuous"), ("dreg", "does not have")):
+        with pytest.raises(OptionError, match=says):
+            pf.fit_density(flow, x, objective=objective, **QUICK)
+    with pytest.raises(OptionError, match="of no use"):
+        pf.fit_density(flow, x, labels=torch.zeros(200, dtype=torch.long), **QUICK)
+
+
+def test_the_upper_bound_of_an_augmented_flow_at_its_draws():
+    flow = moved(pf.flows.cnf(1, augment=1, hidden_features=(8, 8), solver="rk4", steps=8))
+    with torch.no_grad():
+        d = flow()
+        x, upper = d.sample_and_log_prob((300,), num_particles=8)
+        log_prob = d.log_prob_bound(x, 3000)  # close to the log density
+        _, tighter = d.sample_and_log_prob((300,), num_particles=300)
+    assert x.shape == (300, 1) and upper.shape == (300,)
+    assert (upper - log_prob).mean() > -0.01
+    assert tighter.shape == (300,) and tighter.isfinite().all()
 
 
 def carried(flow: ContinuousFlow, x: Tensor, wanted: Tensor, steps: int = 150) -> float:

@@ -240,7 +240,7 @@ def test_gradients_of_bounds_with_discrete_indices(gradient, particles):
     if gradient == "rws":  # many particles: the density's own gradient
         wanted = torch.autograd.grad(StochasticFlow(2, [coupling, layer])().log_prob(x).sum(), parameters)
     else:
-        q = layer.infer(x, None, flow._law(1)).base_dist.logits.squeeze(-2).log_softmax(-1)
+        q = layer.infer(x, None, flow.law(1)).base_dist.logits.squeeze(-2).log_softmax(-1)
         log_p = StochasticFlow(2, [coupling, layer])().log_prob_paths(x).log_prob
         log_w = log_p - q
         value = 0.0

@@ -3,5 +3,6 @@
 from .distill import distill
 from .fit_density import fit_density
 from .flow_fit import FlowFit
+from .objective import Objective
 
-__all__ = ["FlowFit", "distill", "fit_density"]
+__all__ = ["FlowFit", "Objective", "distill", "fit_density"]

@@ -9,17 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..distributions import Flow
+from ..distributions.abstract_flow import AbstractFlow
 from ..errors import DataError, OptionError
 from ..numerics.fingerprint import fingerprint
-from ..stochastic import StochasticFlow
 from ..training.processes import Processes
+from .catalogue import ObjectiveOptions, objective_of
 from .flow_fit import FlowFit
-from .flow_matching import FlowMatching
 from .flow_training import Plan, Training
-from .likelihood import Likelihood
-from .regularized import Regularized
-from .rows import AnyFlow, Batches, read_rows
+from .objective import Objective
+from .rows import Batches, Rows, read_rows
 
 __all__ = ["fit_density"]
 
@@ -27,7 +25,7 @@ _CHUNK = 4096  # rows scored at once in a validation
 
 
 def fit_density(
-    flow: AnyFlow,
+    flow: AbstractFlow,
     x: Any,
     context: Any = None,
     *,
@@ -38,7 +36,7 @@ def fit_density(
     lr: float = 3e-3,
     weight_decay: float = 0.0,
     patience: int | None = None,
-    objective: str = "auto",
+    objective: str | Objective = "auto",
     num_particles: int = 8,
     coupling: Literal["independent", "ot"] = "independent",
     kinetic: float = 0.0,
@@ -50,8 +48,8 @@ def fit_density(
 ) -> FlowFit:
     r"""Fit a flow to data by maximum likelihood: minimise :math:`-\frac1N\sum_n \log q(x_n \mid c_n)`, in place.
 
-    A :class:`~pyro_flows.stochastic.StochasticFlow` whose paths cannot all be summed is fitted by a lower bound instead, and units that never win are
-    put to new use at every validation.
+    A flow without an exact density is fitted by a lower bound instead: a :class:`~pyro_flows.stochastic.StochasticFlow` whose paths cannot all be
+    summed, or one with extra coordinates. Units that never win are put to new use at every validation.
 
     Mini-batches, Adam with a cosine schedule and clipped gradients. A validation set decides which state is kept and when to stop. The flow is left
     in evaluation mode.
@@ -69,12 +67,12 @@ def fit_density(
         weight_decay: decoupled weight decay, against overfitting.
         patience: steps without a better validation loss after which training stops; half of ``max_steps`` by default, since much of the gain
             comes when the rate has fallen.
-        objective: ``"auto"``: the likelihood where the flow has an exact density, else ``"rws"`` for discrete indices and ``"iwae"`` for continuous
-            ones. ``"likelihood"``. The bounds of a :class:`~pyro_flows.stochastic.StochasticFlow`: ``"elbo"``, ``"stl"`` (the ELBO by sticking the
-            landing), ``"iwae"``, ``"dreg"`` (doubly reparameterised) and ``"rws"`` (reweighted wake-sleep), see
+        objective: ``"auto"``: the likelihood where the flow has an exact density, else ``"rws"`` for discrete indices, ``"iwae"`` for continuous
+            ones and ``"elbo"`` for extra coordinates. ``"likelihood"``. The bounds of a flow without an exact density: ``"elbo"``, ``"stl"`` (the
+            ELBO by sticking the landing), ``"iwae"``, ``"dreg"`` (doubly reparameterised) and ``"rws"`` (reweighted wake-sleep), see
             :func:`~pyro_flows.stochastic.lower_bound`. ``"flow_matching"`` for a flow of one :class:`~pyro_flows.transforms.ContinuousFlow`: its
             velocity is fitted to that of straight paths from base draws to rows, which takes no solve and is many times faster a step; losses, the
-            validation loss too, are then squared velocities, not nats.
+            validation loss too, are then squared velocities, not nats. Or an :class:`~pyro_flows.density.Objective` of your own.
         num_particles: paths of each row, for the importance-weighted bounds.
         coupling: which base draw a row is paired with in flow matching: ``"independent"``, or ``"ot"``, a close one of the same batch, which makes
             straighter paths.
@@ -86,7 +84,7 @@ def fit_density(
         checkpoint: a file to save to, and to resume from where it exists: a resumed run ends with the same numbers as an uninterrupted one.
 
     Under ``torchrun``, processes that call this with the same arguments share every batch, and end with the same flow as one process would.
-    Ctrl-C ends the training and keeps the best state so far. A flow whose density is known by a bound (``exact = False``) is fitted by the bound.
+    Ctrl-C ends the training and keeps the best state so far.
 
     Cost: ``max_steps`` gradients of ``batch_size`` densities.
 
@@ -103,60 +101,50 @@ def fit_density(
         >>> fit.flow().sample((5,)).shape
         torch.Size([5, 2])
     """
-    if not isinstance(flow, (Flow, StochasticFlow)):
+    if not isinstance(flow, AbstractFlow):
         raise OptionError(f"flow must be a pf.Flow or a StochasticFlow, got {type(flow).__name__}")
-    if not 0 <= validation < 1:
-        raise OptionError(f"validation must be a fraction in [0, 1), got {validation}")
-    likelihood = Likelihood(flow, objective, num_particles)
-    if isinstance(flow, StochasticFlow) and (objective == "flow_matching" or kinetic or jacobian):
-        raise OptionError("flow matching, kinetic= and jacobian= are for a ContinuousFlow, as in pf.flows.cnf(dim): this flow draws an index")
-    matching = FlowMatching(flow, coupling) if objective == "flow_matching" else None  # type: ignore[arg-type]
-    if not matching and coupling != "independent":
-        raise OptionError(f'coupling={coupling!r} pairs base draws with rows, which only objective="flow_matching" does')
-    regularized = Regularized(flow, kinetic, jacobian) if kinetic or jacobian else None  # type: ignore[arg-type]
-    if regularized and (matching or labels is not None):
-        raise OptionError("kinetic= and jacobian= are penalties of maximum likelihood without labels: leave them at 0")
-    if matching and labels is not None:
-        raise OptionError('objective="flow_matching" has no use for labels: leave them out')
+    chosen = objective_of(flow, objective, ObjectiveOptions(num_particles, coupling, kinetic, jacobian))
+    if labels is not None and not chosen.takes_labels:
+        raise OptionError(f"labels are of no use to the {chosen.name}: leave them out, or use objective='likelihood' without penalties")
     rows = read_rows(flow, x, context, labels)
     processes = Processes(rows.x.device)
-    loss_name = f"penalised {likelihood.name}" if regularized else likelihood.name
-    training = Training(flow, seed, progress, callbacks, checkpoint, "fit_density", loss_name, processes, matching is None)
-    count = round(validation * len(rows.x))
-    if validation and not 2 <= count <= len(rows.x) - 2:
-        raise DataError(f"validation={validation} of {len(rows.x)} rows leaves {count} to validate: at least 2 are needed, and 2 to train")
+    training = Training(flow, seed, progress, callbacks, checkpoint, "fit_density", chosen.name, processes, chosen.in_nats)
     with training.seeded():
-        order = torch.randperm(len(rows.x))
-    held_out, kept = rows.take(order[:count]), rows.take(order[count:])
+        held_out, kept = _split(rows, validation)
     batches = Batches(len(kept.x), batch_size)
     patience = -(-max_steps // 2) if patience is None else patience
     every = min(100, max(20, len(kept.x) // batches.size))
     plan = Plan(max_steps, lr, weight_decay, every, patience)
 
-    def loss() -> Tensor:
-        index = batches.draw()
-        if matching:  # every process draws for the whole batch, so that all use the same noise
-            return matching.loss(kept.take(index), processes.share).sum() / batches.size
-        part = kept.take(processes.share(index))
-        return (regularized.loss(part) if regularized else -likelihood.training(part)).sum() / batches.size
+    def own_part(batch: Rows) -> Any:
+        """What this process computes the loss of."""
+        prepared = chosen.prepare(flow, batch)
+        return type(prepared)(*(None if tensor is None else processes.share(tensor) for tensor in prepared))
 
-    def held_out_loss(index: Tensor) -> Tensor:
-        part = held_out.take(index)
-        if matching:
-            return matching.loss(part, processes.share)
-        return regularized.loss(part) if regularized else -likelihood.validation(part)
+    def loss() -> Tensor:
+        return chosen.loss(flow, own_part(kept.take(batches.draw()))).sum() / batches.size
 
     def validate() -> float:
-        likelihood.tend(held_out)
-        index = torch.arange(count)
+        chosen.before_validation(flow, held_out)
         with training.seeded(2):  # the same noise each time, where the loss has any
-            sums = [held_out_loss(part).sum() for part in (index if matching else processes.share(index)).split(_CHUNK)]
-        total = torch.stack(sums).sum() if sums else rows.x.new_zeros(())
-        return float(processes.sum(total)) / count
+            parts = torch.arange(len(held_out.x)).split(_CHUNK)
+            sums = [chosen.validation_loss(flow, own_part(held_out.take(part))).sum() for part in parts]
+        return float(processes.sum(torch.stack(sums).sum())) / len(held_out.x)
 
-    same: list[Any] = [fingerprint(tuple(rows), {}), batches.size, max_steps, lr, weight_decay, patience, validation, seed]
-    same += [likelihood.objective, likelihood.particles, coupling, kinetic, jacobian]
-    fit = training.run(loss, validate if count else None, plan, batches, same, held_out if count else None)
+    same = [fingerprint(tuple(rows), {}), batches.size, max_steps, lr, weight_decay, patience, validation, seed, *chosen.fingerprint()]
+    watched = len(held_out.x) > 0
+    fit = training.run(loss, validate if watched else None, plan, batches, same, held_out if watched else None)
     with training.seeded(3):
-        fit.warnings += likelihood.notes(rows)
+        fit.warnings += chosen.notes(flow, rows)
     return fit
+
+
+def _split(rows: Rows, validation: float) -> tuple[Rows, Rows]:
+    """Rows held out for validation, a fraction chosen at random, and those to train on."""
+    if not 0 <= validation < 1:
+        raise OptionError(f"validation must be a fraction in [0, 1), got {validation}")
+    count = round(validation * len(rows.x))
+    if validation and not 2 <= count <= len(rows.x) - 2:
+        raise DataError(f"validation={validation} of {len(rows.x)} rows leaves {count} to validate: at least 2 are needed, and 2 to train")
+    order = torch.randperm(len(rows.x))
+    return rows.take(order[:count]), rows.take(order[count:])

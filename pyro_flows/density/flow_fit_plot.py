@@ -10,20 +10,19 @@ import torch
 
 from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE
 from ..numerics.random import seeded
+from .fit_record import FitRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from .flow_fit import FlowFit
 
 __all__ = ["plot"]
 
 _POINTS = 1000
 
 
-def plot(fit: FlowFit, path: str | Path | None = None) -> Figure:
-    """Draw the figure; see :meth:`FlowFit.plot`."""
+def plot(fit: FitRecord, path: str | Path | None = None) -> Figure:
+    """Draw the figure; see :meth:`pyro_flows.density.FlowFit.plot`."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,7 +38,7 @@ def plot(fit: FlowFit, path: str | Path | None = None) -> Figure:
     return figure
 
 
-def _losses(axes: Axes, fit: FlowFit) -> None:
+def _losses(axes: Axes, fit: FitRecord) -> None:
     steps = [h["step"] for h in fit.history]
     loss, validation = (np.array([h[name] for h in fit.history]) for name in ("loss", "validation"))
     axes.plot(steps, loss, color=MUTED, lw=1.0, label="training")
@@ -50,12 +49,12 @@ def _losses(axes: Axes, fit: FlowFit) -> None:
     finite = finite[np.isfinite(finite)]
     low, high = finite.min(), np.quantile(finite, 0.9)
     axes.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.5 * (high - low + 0.1))  # the first steps would hide the rest
-    axes.set(title=fit.loss_name, xlabel="step", ylabel="nats a row" if fit.in_nats else "squared error a row")
+    axes.set(title=fit.loss_name, xlabel="step", ylabel="nats a row" if fit.in_nats else "loss a row")
     axes.grid(color=GRID, lw=0.6)
     axes.legend()
 
 
-def _points(axes: Axes, fit: FlowFit) -> None:
+def _points(axes: Axes, fit: FitRecord) -> None:
     """The two coordinates most correlated among the held-out rows, or the histogram of a single one."""
     with torch.no_grad(), seeded(0):
         if fit.held_out is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributions.abstract_flow import AbstractFlow
 from ..errors import ConvergenceWarning, OptionError, TrainingError
 from ..numerics.random import seeded
 from ..training.checkpoint import Checkpoint, remedy_of_interrupt
@@ -23,7 +24,7 @@ from ..training.loop import Loop
 from ..training.processes import Processes
 from ..training.progress import Progress
 from .flow_fit import FlowFit
-from .rows import AnyFlow, Batches, Rows
+from .rows import Batches, Rows
 
 __all__ = ["Plan", "Training"]
 
@@ -73,7 +74,7 @@ class Training:
 
     def __init__(
         self,
-        flow: AnyFlow,
+        flow: AbstractFlow,
         seed: int,
         progress: bool,
         callbacks: Sequence[Callable[[dict[str, Any]], None]],

@@ -1,97 +1,82 @@
-"""What a density fit maximises: the log likelihood of rows, or a lower bound of it."""
+"""Maximum likelihood, exact or by a lower bound."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ..distributions.abstract_flow import AbstractFlow
 from ..errors import OptionError
-from ..stochastic import StochasticFlow
-from .rows import AnyFlow, Rows
+from .objective import Objective
+from .rows import Rows
 
-__all__ = ["Likelihood"]
+__all__ = ["Bound", "Likelihood"]
 
-_BOUNDS = {"elbo": "total", "stl": "stl", "iwae": "total", "dreg": "dreg", "rws": "rws"}  # objective: the gradient of the bound
-_EXACT = ("likelihood", "flow_matching")  # objectives without particles; the second is another's business
-_SINGLE = (*_EXACT, "elbo", "stl")  # of one particle
-_VALIDATE = 10  # particles, at the least
-_LAWS, _MOMENTUM = 512, 0.9  # draws a step that the laws of discrete layers are measured on, and what is kept of them
-_DEAD = 1e-3  # share of the wins below which a unit counts as dead
+_VALIDATION_PARTICLES = 10  # paths of each row, at the least
+_LAW_DRAWS, _LAW_MOMENTUM = 512, 0.9  # draws a step that the laws of discrete layers are measured on, and the share of the old values that stays
+_RARE = 1e-3  # share of the wins below which a unit counts as dead
 
 
-class Likelihood:
-    """Row by row, the log likelihood of a flow or a bound of it.
+class _MaximumLikelihood(Objective):
+    """What the density and its bounds share: units that never win are put to new use before each validation, and reported at the end."""
+
+    def before_validation(self, flow: AbstractFlow, rows: Rows) -> None:
+        flow.revive(threshold=_RARE, context=rows.context)
+
+    def notes(self, flow: AbstractFlow, rows: Rows) -> list[str]:
+        usage = flow.usage(context=rows.context)
+        dead = [f"{int((u < _RARE).sum())} of {u.numel()} in layer {i}" for i, u in usage.items() if bool((u < _RARE).any())]
+        remedy = "fewer units would do, or flow.revive() and further training put them to use"
+        return [f"units that win less than once in {round(1 / _RARE)} draws: {', '.join(dead)}; {remedy}"] if dead else []
+
+
+class Likelihood(_MaximumLikelihood):
+    r"""The negative log-likelihood :math:`-\log q(x \mid c)`; of row and class, where classes are given."""
+
+    name = "negative log-likelihood"
+    takes_labels = True
+
+    def validate(self, flow: AbstractFlow) -> None:
+        if not flow.exact:
+            raise OptionError(
+                "objective='likelihood' needs an exact density, and this flow has only a bound: use 'auto', or raise its max_paths where it has one"
+            )
+
+    def loss(self, flow: AbstractFlow, rows: Rows) -> Tensor:
+        if rows.labels is not None:
+            return -flow.log_prob_labelled(rows.x, rows.labels, rows.context)
+        return -flow(rows.context).log_prob(rows.x)
+
+
+class Bound(_MaximumLikelihood):
+    """The negative of a random lower bound of the log-likelihood.
 
     Args:
-        flow: the flow.
-        objective: see :func:`~pyro_flows.density.fit_density`.
-        num_particles: paths of each row, for the importance-weighted bounds.
+        short_name: what it is called.
+        gradient: how it is differentiated, see :func:`~pyro_flows.stochastic.lower_bound`.
+        num_particles: paths of each row in training; ``None`` for the bound of a single one, in validation too.
     """
 
-    def __init__(self, flow: AnyFlow, objective: str, num_particles: int) -> None:
-        if objective not in (*_EXACT, "auto", *_BOUNDS):
-            raise OptionError(f"objective={objective!r} is not known: choose one of auto, {', '.join((*_EXACT, *_BOUNDS))}")
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise OptionError(f"num_particles must be a positive integer, got {num_particles!r}")
-        exact = flow.exact if isinstance(flow, StochasticFlow) else True
-        if objective == "auto":
-            objective = "likelihood" if exact else "rws" if flow.needs_laws else "iwae"  # type: ignore[union-attr]
-        if objective == "likelihood" and not exact:
-            raise OptionError("objective='likelihood' needs an exact density, and this flow has only a bound: use 'auto', or raise its max_paths")
-        if objective in _BOUNDS:
-            if exact:
-                raise OptionError(f"objective={objective!r} is a bound, and this flow has an exact density: use 'auto'")
-            discrete: set[bool] = flow.inferred_kinds  # type: ignore[union-attr, assignment]
-            if objective in ("stl", "dreg") and True in discrete:
-                raise OptionError(f"objective={objective!r} needs continuous indices, and this flow infers discrete ones: use 'rws'")
-            if objective == "rws" and False in discrete:
-                raise OptionError("objective='rws' does not train the kernels of continuous indices: use 'iwae' or 'dreg'")
-        self.flow, self.objective = flow, objective
-        self.particles = 1 if objective in _SINGLE else num_particles
+    def __init__(self, short_name: str, gradient: str, num_particles: int | None = None) -> None:
+        self.short_name, self.gradient = short_name, gradient
+        self.name = f"negative {short_name} bound"
+        self.particles = 1 if num_particles is None else num_particles
+        self.validation_particles = 1 if num_particles is None else max(num_particles, _VALIDATION_PARTICLES)
 
-    @property
-    def name(self) -> str:
-        """What is minimised, in words."""
-        names = {"likelihood": "negative log-likelihood", "flow_matching": "flow matching loss"}
-        return names.get(self.objective, f"negative {self.objective} bound")
+    def validate(self, flow: AbstractFlow) -> None:
+        what = f"objective={self.short_name!r}"
+        if flow.exact:
+            raise OptionError(f"{what} is a bound, and this flow has an exact density: use 'auto'")
+        if self.gradient in ("stl", "dreg") and True in flow.inferred_kinds:
+            raise OptionError(f"{what} needs continuous indices, and this flow infers discrete ones: use 'rws'")
+        if self.gradient == "rws" and False in flow.inferred_kinds:
+            raise OptionError(f"{what} does not train the kernels of continuous indices: use 'iwae' or 'dreg'")
+        if self.gradient not in flow.gradients:
+            raise OptionError(f"{what} needs a gradient that the bound of this {type(flow).__name__} does not have: use 'elbo' or 'iwae'")
 
-    def training(self, rows: Rows) -> Tensor:
-        """What a step maximises, ``(N,)``."""
-        flow = self.flow
-        if self.objective == "likelihood" or not isinstance(flow, StochasticFlow):
-            return log_likelihood(flow, rows)
+    def loss(self, flow: AbstractFlow, rows: Rows) -> Tensor:
         if flow.needs_laws:
-            flow.fit_laws(_LAWS, rows.context, _MOMENTUM)
-        return flow(rows.context).log_prob_bound(rows.x, self.particles, _BOUNDS[self.objective])
+            flow.fit_laws(_LAW_DRAWS, rows.context, _LAW_MOMENTUM)
+        return -flow(rows.context).log_prob_bound(rows.x, self.particles, self.gradient)
 
-    def validation(self, rows: Rows) -> Tensor:
-        """What decides which state is best, ``(N,)``."""
-        flow = self.flow
-        if self.objective == "likelihood" or not isinstance(flow, StochasticFlow):
-            return log_likelihood(flow, rows)
-        return flow(rows.context).log_prob_bound(rows.x, 1 if self.objective in _SINGLE else max(self.particles, _VALIDATE))
-
-    def tend(self, rows: Rows) -> None:
-        """Put units that never win to new use."""
-        if isinstance(self.flow, StochasticFlow):
-            self.flow.revive(threshold=_DEAD, context=rows.context)
-
-    def notes(self, rows: Rows) -> list[str]:
-        """What a user should know about the flow as it is, in words."""
-        if not isinstance(self.flow, StochasticFlow):
-            return []
-        usage = self.flow.usage(context=rows.context)
-        dead = [f"{int((u < _DEAD).sum())} of {u.numel()} in layer {i}" for i, u in usage.items() if bool((u < _DEAD).any())]
-        remedy = "fewer units would do, or flow.revive() and further training put them to use"
-        return [f"units that win less than once in {round(1 / _DEAD)} draws: {', '.join(dead)}; {remedy}"] if dead else []
-
-
-def log_likelihood(flow: AnyFlow, rows: Rows) -> Tensor:
-    """Log density of each row, or its bound; of row and class, where the class is known."""
-    if rows.labels is None or isinstance(flow, StochasticFlow):
-        distribution = flow(rows.context)
-        return distribution.log_prob(rows.x) if getattr(distribution, "exact", True) else distribution.log_prob_bound(rows.x)
-    z, ladj = flow.transform.inverse_and_ladj(rows.x, rows.context)
-    joint = flow.base.component_log_prob(z)  # type: ignore[operator]
-    known = joint.gather(-1, rows.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return torch.where(rows.labels >= 0, known, joint.logsumexp(-1)) + ladj
+    def validation_loss(self, flow: AbstractFlow, rows: Rows) -> Tensor:
+        return -flow(rows.context).log_prob_bound(rows.x, self.validation_particles)

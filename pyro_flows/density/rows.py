@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributions import Flow, GaussianMixture
+from ..distributions.abstract_flow import AbstractFlow
 from ..errors import DataError, DtypeError, OptionError, ShapeError
-from ..stochastic import StochasticFlow, StochasticLayer
-from ..transforms import Compose
 
-__all__ = ["AnyFlow", "Batches", "Rows", "read_matrix", "read_rows"]
+__all__ = ["Batches", "Rows", "read_matrix", "read_rows"]
 
-AnyFlow = Flow | StochasticFlow
 _FEWEST = 10
 _BEYOND = 0.05  # fraction of a coordinate's values beyond the splines' bound that is too much
 
@@ -29,7 +26,8 @@ class Rows(NamedTuple):
 
     def take(self, index: Tensor | slice) -> Rows:
         """Some of the rows."""
-        return Rows(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+        context, labels = (None if part is None else part[index] for part in self[1:])
+        return Rows(self.x[index], context, labels)
 
 
 class Batches:
@@ -56,7 +54,7 @@ class Batches:
         return self.order[self.position - self.size : self.position]
 
 
-def read_rows(flow: AnyFlow, x: Any, context: Any = None, labels: Any = None) -> Rows:
+def read_rows(flow: AbstractFlow, x: Any, context: Any = None, labels: Any = None) -> Rows:
     """Data as tensors of the flow's dtype on its device.
 
     Raises:
@@ -77,9 +75,8 @@ def read_rows(flow: AnyFlow, x: Any, context: Any = None, labels: Any = None) ->
         context = read_matrix("context", context, flow.context_dim, like)
         if len(context) != len(x):
             raise ShapeError(f"x has {len(x)} rows, context has {len(context)}: each row of x needs its own")
-    manifold = None if isinstance(flow, StochasticFlow) else flow.transform.manifold
-    if manifold is not None:
-        manifold.check(x, "x")
+    if flow.manifold is not None:
+        flow.manifold.check(x, "x")
     constant = (x.amax(0) == x.amin(0)).nonzero()[:, 0].tolist()
     if constant:
         raise DataError(f"columns {constant} of x are constant, so they have no density: leave them out")
@@ -103,30 +100,24 @@ def read_matrix(name: str, value: Any, columns: int, like: Tensor) -> Tensor:
     return value
 
 
-def _labels(flow: AnyFlow, labels: Any, count: int, device: torch.device) -> Tensor:
-    if isinstance(flow, StochasticFlow) or not isinstance(flow.base, GaussianMixture):
+def _labels(flow: AbstractFlow, labels: Any, count: int, device: torch.device) -> Tensor:
+    if not flow.num_classes:
         raise OptionError("labels need a flow on a GaussianMixture, one component a class: pf.flows.flow_gmm(dim, components)")
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.shape != (count,):
         raise ShapeError(f"labels must be {count} integers, one a row (-1 for unknown), got {labels.dtype} of shape {tuple(labels.shape)}")
-    if not bool(((labels >= -1) & (labels < flow.base.components)).all()):
-        raise OptionError(f"labels must lie in 0..{flow.base.components - 1}, or be -1 for unknown")
+    if not bool(((labels >= -1) & (labels < flow.num_classes)).all()):
+        raise OptionError(f"labels must lie in 0..{flow.num_classes - 1}, or be -1 for unknown")
     return labels.long().to(device)
 
 
 @torch.no_grad()
-def check_bound(flow: AnyFlow, x: Tensor, context: Tensor | None) -> None:
+def check_bound(flow: AbstractFlow, x: Tensor, context: Tensor | None) -> None:
     """Raise a ``DataError`` when much of the data lies where the first splines on their way are the identity."""
-    if isinstance(flow, StochasticFlow):
-        parts: list[Any] = list(flow.layers)
-    elif flow.dim != flow.transform.dim:  # extra coordinates: what lies on the way there is not known
-        return
-    else:
-        parts = list(flow.transform.parts) if isinstance(flow.transform, Compose) else [flow.transform]
-    bounds = [getattr(getattr(part, "univariate", None), "bound", None) for part in parts]
-    if all(bound is None for bound in bounds):  # nothing to look for, which may be dear to find out
-        return
-    for part, bound in zip(reversed(parts), reversed(bounds), strict=True):
+    layers = flow.traceable_layers
+    bounds = [getattr(getattr(layer, "univariate", None), "bound", None) for layer in layers]
+    for i in reversed(range(len(layers))):
+        bound = bounds[i]
         if bound is not None:
             beyond = (x.abs() > bound).float().mean(0)
             worst = int(beyond.argmax())
@@ -136,6 +127,6 @@ def check_bound(flow: AnyFlow, x: Tensor, context: Tensor | None) -> None:
                     "fit flow.standardized(x), or build the flow with a larger bound"
                 )
             return
-        if isinstance(part, StochasticLayer):  # what it makes of a point is random
+        if all(other is None for other in bounds[:i]):  # nothing more to look for, which may be dear to find out
             return
-        x = part.inverse_and_ladj(x, context if part.context_dim else None)[0]
+        x = layers[i].inverse_and_ladj(x, context if layers[i].context_dim else None)[0]

@@ -21,6 +21,8 @@ __all__ = ["AugmentedDistribution", "AugmentedFlow"]
 
 _LOG_SCALE_BOUND = 8.0  # of q(a | x): far from the data its net would give scales of zero or infinity
 
+GRADIENTS = ("total",)  # of the bound
+
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -64,23 +66,46 @@ class AugmentedDistribution(dist.TorchDistribution):
             "the density of an augmented flow is an integral over extra coordinates: use log_prob_bound(x, num_particles), a lower bound"
         )
 
-    def log_prob_bound(self, value: Tensor, num_particles: int = 1) -> Tensor:
-        """A random lower bound of the log density, ``(*batch,)``: in the mean it is not above it, and rises to it with ``num_particles``.
+    def log_prob_bound(self, value: Tensor, num_particles: int = 1, gradient: str = "total") -> Tensor:
+        """A random lower bound of the log density, ``(*batch,)``: its mean is at most the log density, and rises to it with ``num_particles``.
 
         Args:
             value: points ``(*batch, dim)``.
             num_particles: draws of the extra coordinates.
+            gradient: ``"total"``, that of the bound itself; there is no other here.
         """
+        if gradient not in GRADIENTS:
+            raise OptionError(f"gradient={gradient!r} is not known to an augmented flow: use {', '.join(GRADIENTS)}")
         if not isinstance(num_particles, int) or num_particles < 1:
             raise OptionError(f"num_particles must be a positive integer, got {num_particles!r}")
         if value.dim() == 0 or value.shape[-1:] != self.event_shape:
             raise ShapeError(f"points must have shape (*batch, {self.event_shape[0]}), got {tuple(value.shape)}")
+        q = self._inferred(value)
+        return self._log_weights(q, value, q.rsample((num_particles,))).logsumexp(0) - math.log(num_particles)
+
+    @torch.no_grad()
+    def sample_and_log_prob(self, sample_shape: Any = (), num_particles: int = 16) -> tuple[Tensor, Tensor]:
+        r"""Draws, and a random upper bound of their log density, which falls to it with ``num_particles``.
+
+        The draw's own extra coordinates :math:`a_0` are averaged with fresh ones:
+
+        .. math:: \log p(x) \le E \log \frac{1}{K+1} \sum_{k=0}^K \frac{p(x, a_k)}{q(a_k \mid x)}
+
+        Reference: Importance weighted hierarchical variational inference (Sobolev & Vetrov, 2019), https://arxiv.org/abs/1905.03290
+        """
+        value, own = self.joint.sample(torch.Size(sample_shape)).tensor_split([self.event_shape[0]], -1)
+        q = self._inferred(value)
+        extra = torch.cat([own.unsqueeze(0), q.sample((num_particles,))])
+        return value, self._log_weights(q, value, extra).logsumexp(0) - math.log(num_particles + 1)
+
+    def _inferred(self, value: Tensor) -> dist.TorchDistribution:
         loc, log_scale = self.encode(value)
-        q = dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(1)
-        extra = q.rsample((num_particles,))
+        return dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(1)
+
+    def _log_weights(self, q: dist.TorchDistribution, value: Tensor, extra: Tensor) -> Tensor:
+        """``log p(x, a) - log q(a | x)`` at draws ``(K, *batch, extra)``."""
         points = torch.cat([value.expand(*extra.shape[:-1], -1), extra], -1)
-        weights = self.joint.log_prob(points) - q.log_prob(extra)
-        return weights.logsumexp(0) - math.log(num_particles)
+        return self.joint.log_prob(points) - q.log_prob(extra)
 
 
 class AugmentedFlow(Flow):
@@ -127,7 +152,36 @@ class AugmentedFlow(Flow):
         """Shape of a point, without the extra coordinates."""
         return torch.Size([self.dim])
 
-    def forward(self, context: Tensor | None = None) -> AugmentedDistribution:
+    @property
+    def bijective(self) -> bool:
+        return False
+
+    @property
+    def traceable_layers(self) -> tuple[Any, ...]:
+        """None: the extra coordinates of a point are not known."""
+        return ()
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    @property
+    def default_objective(self) -> str:
+        return "elbo"
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        return GRADIENTS
+
+    @property
+    def inferred_kinds(self) -> set[bool]:
+        return {False}
+
+    @property
+    def num_classes(self) -> int:
+        return 0
+
+    def forward(self, context: Tensor | None = None) -> AugmentedDistribution:  # type: ignore[override]
         return AugmentedDistribution(super().forward(context), self._dim, lambda x: self.encode(x, context))
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,7 @@ class Gaussian(nn.Module):
         torch.Size([3])
     """
 
+    independent = True  # its coordinates are
     loc: Tensor
     log_scale: Tensor
     zero: Tensor
@@ -71,6 +72,7 @@ class StudentT(nn.Module):
     Reference: Tails of Lipschitz triangular flows (Jaini et al., 2020), https://arxiv.org/abs/1907.04481
     """
 
+    independent = True  # its coordinates are
     df: Tensor
     log_df: Tensor
 
@@ -108,6 +110,7 @@ class BoxUniform(nn.Module):
         tensor(0.2500)
     """
 
+    independent = True  # its coordinates are
     low: Tensor
     high: Tensor
 

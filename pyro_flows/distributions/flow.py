@@ -17,6 +17,7 @@ from ..errors import DataError, OptionError, ShapeError, SupportError
 from ..numerics.introspection import floating_tensor
 from ..transforms import Compose, FlowTransform, Standardize
 from ..transforms.memory import Remembering
+from .abstract_flow import AbstractFlow
 from .bases import Gaussian
 from .compiled import Compiled, Compiler
 
@@ -91,6 +92,11 @@ class FlowDistribution(dist.TransformedDistribution):
             log_prob = log_prob - sum_rightmost(ladj, event_dim - transform.codomain.event_dim)
         return x, log_prob
 
+    @torch.no_grad()
+    def sample_and_log_prob(self, sample_shape: torch.Size | Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draws and their log density in one pass, without gradients."""
+        return self.rsample_and_log_prob(sample_shape)
+
     def __repr__(self) -> str:
         names = ", ".join(type(t).__name__ for t in self.transforms)
         return f"{type(self).__name__}({self.base_dist}, [{names}], batch_shape: {self.batch_shape}, event_shape: {self.event_shape})"
@@ -144,7 +150,7 @@ def _event_shape(base: nn.Module) -> torch.Size | None:
     return None if shape is None else torch.Size(shape)
 
 
-class Flow(nn.Module):
+class Flow(AbstractFlow):
     """A base distribution pushed through transforms, base to target.
 
     Args:
@@ -198,6 +204,27 @@ class Flow(nn.Module):
     def context_dim(self) -> int:
         """Size of the context; 0 for an unconditional flow."""
         return self.transform.context_dim
+
+    @property
+    def layers(self) -> tuple[FlowTransform, ...]:
+        """The transforms that the flow is composed of, base to target."""
+        return self.transform.layers
+
+    @property
+    def manifold(self) -> Any:
+        return self.transform.manifold
+
+    @property
+    def num_classes(self) -> int:
+        return getattr(self.base, "components", 0)
+
+    def log_prob_labelled(self, x: Tensor, labels: Tensor, context: Tensor | None = None) -> Tensor:
+        if not self.num_classes:
+            return super().log_prob_labelled(x, labels, context)
+        z, ladj = self.transform.inverse_and_ladj(x, context)
+        joint: Tensor = self.base.component_log_prob(z)  # type: ignore[operator]
+        known = joint.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return torch.where(labels >= 0, known, joint.logsumexp(-1)) + ladj
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         if (context is None) != (self.context_dim == 0):

@@ -6,10 +6,11 @@ from .bounds import lower_bound, upper_bound
 from .continuous import ContinuouslyIndexed
 from .density_model import DensityModel
 from .distribution import StochasticFlowDistribution
-from .flow import Path, StochasticFlow
-from .layer import Branches, DiscreteLayer, Move, StochasticLayer
+from .flow import StochasticFlow
+from .layer import Branches, Deterministic, DiscreteLayer, Move, StochasticLayer
 from .lwta import LWTACoupling
 from .mixture_of_flows import MixtureOfFlows
+from .path_model import Path
 from .surjection import Abs, Max, Partition, Sort
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Branches",
     "ContinuouslyIndexed",
     "DensityModel",
+    "Deterministic",
     "DiscreteLayer",
     "LWTACoupling",
     "Langevin",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..nets import Hypernetwork, MaskedMLP
-from .layer import Branches, DiscreteLayer, Law, log_total
+from .layer import Branches, DiscreteLayer, Law
 
 __all__ = ["Competition", "Independent", "Rows"]
 
@@ -62,6 +62,7 @@ class Competition(DiscreteLayer):
     table: Tensor  # all combinations of winners, (U^G, G)
     shift: nn.Parameter  # (U, D or so): where each unit puts its coordinates
     factorizes = True
+    needs_law = True
 
     def __init__(self, dim: int, units: int, group: Tensor, context_dim: int = 0) -> None:
         if not isinstance(units, int) or units < 1:
@@ -99,7 +100,7 @@ class Competition(DiscreteLayer):
         return self.table
 
     def summands(self, base: dist.TorchDistribution, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the density over a base of independent coordinates is made of: the kept ones' ``(*batch,)``, the winners' ``(*batch, G, U)``.
+        """The log density of the coordinates that no unit moves, ``(*batch,)``, and the summand of each unit in each group, ``(*batch, G, U)``.
 
         The sum over all ``U^G`` winners is a product of ``G`` sums. Cost: O(UD) once the candidates are there.
         """
@@ -107,15 +108,10 @@ class Competition(DiscreteLayer):
         each = base.base_dist.log_prob(z)  # type: ignore[attr-defined]
         impossible = (each == -torch.inf).to(each)  # counted apart: zero times infinity is not a number
         each = torch.where(each == -torch.inf, torch.zeros_like(each), each)
-        kept, moved = 1 - self.membership.sum(-1), self.membership
+        unmoved, moved = 1 - self.membership.sum(-1), self.membership
         never = torch.full((), -torch.inf).to(each)
-        below = torch.where(impossible[..., 0, :] @ kept > 0, never, each[..., 0, :] @ kept)
+        below = torch.where(impossible[..., 0, :] @ unmoved > 0, never, each[..., 0, :] @ unmoved)
         return below, torch.where(impossible @ moved > 0, never, weight + each @ moved).mT
-
-    def over(self, base: dist.TorchDistribution, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log density over a base of independent coordinates, ``(*batch,)``."""
-        kept, weight = self.summands(base, x, context)
-        return kept + log_total(weight).sum(-1)
 
     def index_logits(self, x: Tensor, context: Tensor | None = None, law: Law | None = None) -> Tensor:
         return self.infer(x, context, law).base_dist.logits  # type: ignore[attr-defined]
@@ -132,6 +128,9 @@ class Competition(DiscreteLayer):
         return q.base_dist.logits.argmax(-1) if isinstance(q, dist.Independent) else q.mode
 
     # Dead units
+
+    def usage(self, u: Tensor) -> Tensor:
+        return nn.functional.one_hot(u, self.units).to(self.shift).mean(0)
 
     def rows(self, unit: int, group: int) -> Rows:
         """Where a unit's numbers stand among the conditioner's outputs."""

@@ -6,7 +6,7 @@ import builtins
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError, ShapeError
-from ..transforms import FlowTransform
 from .flow import StochasticFlow
-from .layer import DiscreteLayer
 
 __all__ = ["DensityModel"]
 
@@ -76,68 +74,64 @@ class DensityModel:
             yield x[index], None if context is None else context[index]
 
     def _sites(self, i: int) -> list[str]:
-        layer: Any = self.flow.layers[i]
+        """Names of the sites of a layer's index; none for a layer without one."""
+        layer = self.flow.steps[i]
         return [f"{self.name}_u{i}_{g}" for g in range(layer.index_dim)] if layer.discrete else [f"{self.name}_u{i}"]
+
+    def _entries(self, i: int, logits: Tensor, enumerated: bool) -> Tensor:
+        """A discrete index whose entries are sites, each with its row of ``logits (..., index_dim, choices)``."""
+        infer = {"enumerate": "parallel"} if enumerated else {}
+        entries = [pyro.sample(site, dist.Categorical(logits=logits[..., g, :]), infer=infer) for g, site in builtins.enumerate(self._sites(i))]
+        return torch.stack(torch.broadcast_tensors(*entries), -1) if entries else torch.zeros(0, dtype=torch.long, device=logits.device)
 
     def _index(self, i: int, like: Tensor) -> tuple[Tensor, Tensor | float]:
         """An index from its reference, and minus the reference's log density."""
-        layer: Any = self.flow.layers[i]
+        layer = self.flow.steps[i]
         if not layer.discrete:
             reference = dist.Normal(like.new_zeros(layer.index_dim), 1.0).to_event(1)
             u = pyro.sample(self._sites(i)[0], reference)
             return u, -reference.log_prob(u)
-        infer = {"enumerate": "parallel"} if self.enumerate == "model" else {}
-        entries = [pyro.sample(site, dist.Categorical(logits=like.new_zeros(layer.choices)), infer=infer) for site in self._sites(i)]
-        return torch.stack(torch.broadcast_tensors(*entries), -1), layer.index_dim * math.log(layer.choices)
+        uniform = like.new_zeros(layer.index_dim, layer.choices)
+        return self._entries(i, uniform, self.enumerate == "model"), layer.index_dim * math.log(layer.choices)
 
     def model(self, x: Tensor, context: Tensor | None = None) -> None:
         """The model of rows ``x (N, D)``, with a context ``(N, context_dim)`` where the flow takes one."""
         pyro.module(self.name, self.flow)
         flow, fold = self.flow, self.flow.folds and self.enumerate == "model"
         with self._rows(x, context) as (z, context):
-            for i in reversed(range(fold, len(flow.layers))):
-                layer: Any = flow.layers[i]
-                at = context if layer.context_dim else None
-                if isinstance(layer, FlowTransform):
-                    z, ladj = layer.inverse_and_ladj(z, at)
-                    pyro.factor(f"{self.name}_ladj{i}", ladj)
-                else:
-                    u, constant = self._index(i, z)
-                    z, ladj, log_prior = layer.pull(z, u, at)
-                    pyro.factor(f"{self.name}_w{i}", log_prior + ladj + constant)
+            for i in reversed(range(fold, len(flow.steps))):
+                layer = flow.steps[i]
+                u, constant = self._index(i, z)
+                z, ladj, log_prior = layer.pull(z, u, layer.own_context(context))
+                pyro.factor(f"{self.name}_w{i}", log_prior + ladj + constant)
             base = flow.base(context)
-            if not fold:
+            if fold:
+                self._sum_at_base(base, z, context)
+            else:
                 pyro.factor(f"{self.name}_base", base.log_prob(z))
-                return
-            # Winners next to the base are independent given what is above: a factor each, so that their sums are taken one by one.
-            first: Any = flow.layers[0]
-            kept, weight = first.summands(base, z, context if first.context_dim else None)
-            pyro.factor(f"{self.name}_base", kept)
-            for g, site in builtins.enumerate(self._sites(0)):
-                u = pyro.sample(site, dist.Categorical(logits=z.new_zeros(first.choices)), infer={"enumerate": "parallel"})
-                batch = torch.broadcast_shapes(u.shape, weight.shape[:-2])
-                chosen = weight[..., g, :].expand(*batch, -1).gather(-1, u.expand(batch).unsqueeze(-1)).squeeze(-1)
-                pyro.factor(f"{self.name}_w0_{g}", chosen + math.log(first.choices))
+
+    def _sum_at_base(self, base: dist.TorchDistribution, z: Tensor, context: Tensor | None) -> None:
+        """Winners next to the base are independent given what is above: a factor each, so that their sums are taken one by one."""
+        first = self.flow.steps[0]
+        unmoved, weight = first.summands(base, z, first.own_context(context))
+        pyro.factor(f"{self.name}_base", unmoved)
+        for g, site in builtins.enumerate(self._sites(0)):
+            u = pyro.sample(site, dist.Categorical(logits=z.new_zeros(first.choices)), infer={"enumerate": "parallel"})
+            batch = torch.broadcast_shapes(u.shape, weight.shape[:-2])
+            chosen = weight[..., g, :].expand(*batch, -1).gather(-1, u.expand(batch).unsqueeze(-1)).squeeze(-1)
+            pyro.factor(f"{self.name}_w0_{g}", chosen + math.log(first.choices))
 
     def guide(self, x: Tensor, context: Tensor | None = None) -> None:
         """The guide: the inference kernels, from the target to the base; empty where the model sums."""
         if self.enumerate == "model":
             return
         flow = self.flow
-        infer = {"enumerate": "parallel"} if self.enumerate == "guide" else {}
         with self._rows(x, context) as (z, context):
-            for i in reversed(range(len(flow.layers))):
-                layer: Any = flow.layers[i]
-                at = context if layer.context_dim else None
-                if isinstance(layer, FlowTransform):
-                    z = layer.inverse_and_ladj(z, at)[0]
-                    continue
-                if isinstance(layer, DiscreteLayer):
-                    logits = layer.index_logits(z, at, flow._law(i))
-                    entries = [
-                        pyro.sample(site, dist.Categorical(logits=logits[..., g, :]), infer=infer) for g, site in builtins.enumerate(self._sites(i))
-                    ]
-                    u = torch.stack(torch.broadcast_tensors(*entries), -1)
+            for i in reversed(range(len(flow.steps))):
+                layer = flow.steps[i]
+                at = layer.own_context(context)
+                if layer.discrete:
+                    u = self._entries(i, layer.index_logits(z, at, flow.law(i)), self.enumerate == "guide")
                 else:
                     u = pyro.sample(self._sites(i)[0], layer.infer(z, at))
                 z = layer.pull(z, u, at).value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
@@ -11,10 +11,7 @@ from torch.distributions import constraints
 
 from ..errors import DtypeError, IntractableError, OptionError, ShapeError, SupportError
 from .bounds import lower_bound, upper_bound
-from .layer import StochasticLayer
-
-if TYPE_CHECKING:
-    from .flow import Path, StochasticFlow
+from .path_model import Path, PathModel
 
 __all__ = ["StochasticFlowDistribution"]
 
@@ -32,7 +29,7 @@ class StochasticFlowDistribution(dist.TorchDistribution):
     arg_constraints: dict = {}
     support = constraints.real_vector
 
-    def __init__(self, flow: StochasticFlow, context: Tensor | None = None, batch_shape: torch.Size | None = None) -> None:
+    def __init__(self, flow: PathModel, context: Tensor | None = None, batch_shape: torch.Size | None = None) -> None:
         self.flow, self.context = flow, context
         own = torch.Size() if context is None else context.shape[:-1]
         super().__init__(own if batch_shape is None else batch_shape, torch.Size((flow.dim,)), validate_args=False)
@@ -70,7 +67,7 @@ class StochasticFlowDistribution(dist.TorchDistribution):
             IntractableError: the flow has more paths than it may list, or a continuous index.
         """
         if not self.exact:
-            above = self.flow.layers[self.flow.listed]
+            above = self.flow.steps[self.flow.listed]
             if above.branch_count is None:
                 why = f"the index of its {type(above).__name__} cannot be summed out"
             else:
@@ -98,8 +95,8 @@ class StochasticFlowDistribution(dist.TorchDistribution):
             IntractableError: the flow has more than ``max_paths`` paths.
         """
         flow = self.flow
-        first = flow.layers[0].branch_count if flow.folds else 1
-        if not self.exact or first is None or flow.num_paths * first > flow.max_paths:  # type: ignore[operator]
+        first = flow.steps[0].branch_count if flow.folds else 1
+        if not self.exact or first is None or flow.num_paths * first > flow.max_paths:
             raise IntractableError(f"this flow has more than max_paths={flow.max_paths} paths to list: raise max_paths, or draw them with inverse(x)")
         return flow.list_paths(*self._points(value))
 
@@ -140,7 +137,7 @@ class StochasticFlowDistribution(dist.TorchDistribution):
         if self.exact:
             return x, self.log_prob(x)
         flow = self.flow
-        below = sum(isinstance(layer, StochasticLayer) for layer in flow.layers[: flow.listed])
+        below = sum(step.has_index for step in flow.steps[: flow.listed])
         return x, upper_bound(flow, x, path.indices[below:], num_particles, self._context(sample_shape))
 
     @torch.no_grad()
@@ -161,39 +158,44 @@ class StochasticFlowDistribution(dist.TorchDistribution):
             raise OptionError(f'winners must be "sample" or "map", got {winners!r}')
         flow, best = self.flow, winners == "map"
         x, context = self._points(value)
-        odd = ~x.isfinite().all(-1)
-        if odd.any():
-            raise SupportError(f"inverse: {int(odd.sum())} of {odd.numel()} points are not finite: leave them out")
+        not_finite = ~x.isfinite().all(-1)
+        if not_finite.any():
+            raise SupportError(f"inverse: {int(not_finite.sum())} of {not_finite.numel()} points are not finite: leave them out")
         above, _ = flow.infer(x, context, best=best)
         paths = flow.list_paths(above.z, context, fold=True)
-        lost = ~(paths.log_prob.amax(-1) > -torch.inf)
-        if lost.any():
-            why = "" if self.exact else ", or indices were drawn that cannot lead there: draw again, or raise max_paths"
-            raise SupportError(
-                f"inverse: {int(lost.sum())} of {lost.numel()} points have density zero, so no path leads to them: leave them out{why}"
-            )
+        self._check_reached(paths.log_prob.amax(-1) > -torch.inf)
         folded = flow.folds and flow.listed > 0
-        first: StochasticLayer = flow.layers[0]  # type: ignore[assignment]
-
-        def next_to_base(z: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor]:
-            """Winners next to the base, which are independent given the path above them, and their log probability."""
-            q = first.infer(z, at, flow._law(0))
-            u = first.best(z, at, flow._law(0)) if best else q.sample()
-            return u, q.log_prob(u)
-
-        given = context if first.context_dim else None
         score = paths.log_prob
         if folded and best:  # of a path together with its best winners
-            more = next_to_base(paths.z, None if given is None else given.unsqueeze(-2))[1]
-            score = torch.where(score > -torch.inf, score + more, score)
-        place = score.argmax(-1) if best else dist.Categorical(logits=score, validate_args=False).sample()
-
-        def pick(t: Tensor) -> Tensor:
-            return t.gather(-2, place[..., None, None].expand(*place.shape, 1, t.shape[-1])).squeeze(-2)
-
-        z, indices = pick(paths.z), tuple(pick(u) for u in paths.indices)
-        log_prob = above.log_prob + paths.log_prob.gather(-1, place.unsqueeze(-1)).squeeze(-1)
+            log_q = self._winners_at_base(paths.z, None if context is None else context.unsqueeze(-2), best)[1]
+            score = torch.where(score > -torch.inf, score + log_q, score)
+        number = score.argmax(-1) if best else dist.Categorical(logits=score, validate_args=False).sample()
+        z, indices = _pick(paths.z, number), tuple(_pick(u, number) for u in paths.indices)
+        log_prob = above.log_prob + paths.log_prob.gather(-1, number.unsqueeze(-1)).squeeze(-1)
         if folded:
-            u, more = next_to_base(z, given)
-            z, log_prob, indices = first.pull(z, u, given).value, log_prob + more, (u, *indices)
-        return type(paths)(z, indices + above.indices, log_prob)
+            first = flow.steps[0]
+            u, log_q = self._winners_at_base(z, context, best)
+            z, log_prob, indices = first.pull(z, u, first.own_context(context)).value, log_prob + log_q, (u, *indices)
+        return Path(z, indices + above.indices, log_prob)
+
+    def _check_reached(self, reached: Tensor) -> None:
+        """Raise a ``SupportError`` unless a path leads to each point."""
+        if reached.all():
+            return
+        why = "" if self.exact else ", or indices were drawn that cannot lead there: draw again, or raise max_paths"
+        raise SupportError(
+            f"inverse: {int((~reached).sum())} of {reached.numel()} points have density zero, so no path leads to them: leave them out{why}"
+        )
+
+    def _winners_at_base(self, x: Tensor, context: Tensor | None, best: bool) -> tuple[Tensor, Tensor]:
+        """The index of the layer next to the base, whose entries are independent given the path above it, and its log probability."""
+        first, law = self.flow.steps[0], self.flow.law(0)
+        at = first.own_context(context)
+        q = first.infer(x, at, law)
+        u = first.best(x, at, law) if best else q.sample()
+        return u, q.log_prob(u)
+
+
+def _pick(t: Tensor, number: Tensor) -> Tensor:
+    """Of listed values ``(*batch, P, size)`` those with the numbers ``(*batch,)``."""
+    return t.gather(-2, number[..., None, None].expand(*number.shape, 1, t.shape[-1])).squeeze(-2)
