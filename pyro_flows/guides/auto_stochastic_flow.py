@@ -18,6 +18,7 @@ from ..model.sites import LatentSite, init_to_typical
 from ..stochastic import StochasticFlow
 from ..transforms import FlowTransform, Standardize
 from .auto_flow import AutoFlow, TrainingOptions
+from .block import Block, Layers
 
 __all__ = ["AutoStochasticFlow"]
 
@@ -95,7 +96,7 @@ class AutoStochasticFlow(AutoFlow):
         if not isinstance(flow, (str, StochasticFlow)) and (isinstance(flow, nn.Module) or not callable(flow)):
             raise OptionError(f"flow must be a name, a StochasticFlow or a function of the dimension, got {type(flow).__name__}: see AutoFlow")
 
-    def _build(self, sites: list[LatentSite], loc: Tensor) -> StochasticFlow:  # type: ignore[override]
+    def _build(self, sites: list[LatentSite], blocks: list[Block], loc: Tensor) -> StochasticFlow:  # type: ignore[override]
         spec: Any = self.config["flow"]
         dim = loc.numel()
         inner = spec if isinstance(spec, StochasticFlow) else (RECIPES[spec] if isinstance(spec, str) else spec)(dim)
@@ -131,9 +132,12 @@ class AutoStochasticFlow(AutoFlow):
     def affine(self) -> FlowTransform:
         raise OptionError("a stochastic guide has no affine layer")
 
-    @property
-    def standardize(self) -> Standardize:
-        return self._modules["flow"].layers[-1]  # type: ignore[union-attr, index, return-value]
+    def _layers_of(self, flow: Any) -> list[Layers]:
+        return [flow.layers]
+
+    def sample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        """Draws of the latent vector and their log density, or an upper bound of it where the flow has no exact one."""
+        return self._modules["flow"]().sample_and_log_prob((n,))  # type: ignore[no-any-return, misc]
 
     def stages(self, options: TrainingOptions) -> tuple[str, ...]:
         return ("tempered", "flow")

@@ -88,7 +88,7 @@ class UniformOn(ManifoldDistribution):
 
     def __repr__(self) -> str:
         batch = f", batch_shape: {self.batch_shape}" if self.batch_shape else ""
-        return f"{type(self).__name__}({self.manifold.size}{batch})"
+        return f"Uniform{type(self.manifold).__name__}({self.manifold.size}{batch})"
 
 
 def together(name: str, parameters: Mapping[str, tuple[Tensor | float, int]]) -> tuple[list[Tensor], torch.Size]:

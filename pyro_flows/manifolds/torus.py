@@ -20,11 +20,6 @@ from .transform import ManifoldTransform, OnManifold
 __all__ = ["TorusElementwise", "TorusCoupling", "TorusAutoregressive"]
 
 
-def around(angles: Tensor) -> Tensor:
-    """Points of the circle, one after the other: ``(*batch, d) -> (*batch, 2 d)``."""
-    return torch.stack([angles.cos(), angles.sin()], -1).flatten(-2)
-
-
 def _circular(name: str, univariate: Univariate) -> Univariate:
     if not getattr(univariate, "circular", False):
         raise OptionError(f"{name}: {univariate} is a map of the line: give one of the circle, CircularSpline, MobiusMixture or CircularShift")
@@ -125,7 +120,7 @@ class TorusAutoregressive(ManifoldTransform, Ordered):
     def _map(self, value: Tensor, context: Tensor | None, way: str, one_pass: bool) -> tuple[Tensor, Tensor]:
         apply, value = getattr(self.univariate, way), value.index_select(-1, self.order)
         if one_pass:
-            params = self.net(around(value), context)
+            params = self.net(self.manifold.features(value), context)
             moved, log_slope = apply(value, params[..., ::2, :])
         else:
             columns = value.reshape(-1, self.dim).unbind(-1)

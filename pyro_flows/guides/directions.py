@@ -1,8 +1,11 @@
-"""The blocks of an AutoManifoldFlow that live on spheres: where the directions of a site lie, and how they are spread around there."""
+"""The blocks of a guide that live on spheres: location and spread of the directions of a site, and a flow of them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,30 +13,34 @@ from torch import Tensor, nn
 from ..manifolds import AxisFlow, NormalizedAffine, Sphere
 from ..manifolds.sphere_maps import mobius, pulled_back, unit
 from ..manifolds.transform import widened
+from ..model.sites import LatentSite
 from ..nets import Hypernetwork
+from ..numerics import triangle
 from ..transforms import Compose, FlowTransform
 from ..transforms.linear import times
-from .modes import Others
+from .block import Block, Layers, Start, UniformPoints, index_of
+from .modes import OtherModes, circle_variances, other_modes
 
-__all__ = ["DirectionPlaces", "DirectionShapes"]
+__all__ = ["DirectionBlock", "DirectionCentres", "DirectionShapes"]
 
-_FEATURES, _WIDTH = 16, 64
+_FEATURES, _WIDTH = 16, 64  # of one direction; of the hidden layer
+_LENGTHS = 0.1  # variance of the log length of a lifted direction, times its number of coordinates
 _NARROW = 0.25  # radians: below it training from an even start would take long, and Laplace's approximation of one mode is trusted
 
 
-class DirectionPlaces(FlowTransform):
-    r"""Gathers each of several uniform directions around a place of its own, or around it and its antipode.
+class DirectionCentres(FlowTransform):
+    r"""Gathers each of several uniform directions around a centre of its own, or around it and its antipode.
 
-    First towards both ends of the first axis: the height :math:`c` along it becomes :math:`\pm|c|^s`, and nothing turns around it. Uniform
-    directions then have, where :math:`s` is small, nearly a normal distribution around each end. Next towards one of the ends by a Möbius map; last,
-    a fixed linear map rotates the axis to its place and stretches what lies across.
+    Three maps in turn. The first moves points towards both ends of the first axis: the height :math:`c` along it becomes :math:`\pm|c|^s`, and the
+    angle around it stays. For small :math:`s`, uniform directions then have nearly a normal distribution around each end. The second, a Möbius map,
+    moves points towards one of the ends. The last, linear and fixed, rotates the axis to the centre and scales the coordinates across it.
 
     Args:
         n: number of coordinates of one direction.
         count: number of directions.
         context_dim: size of the context that the maps depend on (linearly); 0 for none.
 
-    Points are ``(*batch, count * n)``, one direction after the other. The linear maps are buffers, identities until :meth:`place`; the
+    Points are ``(*batch, count * n)``, one direction after the other. The linear maps are buffers, identities until :meth:`start_at`; the
     others start at the identity.
     """
 
@@ -61,11 +68,11 @@ class DirectionPlaces(FlowTransform):
 
     @property
     def poles(self) -> Tensor:
-        """The places, ``(count, n)``."""
+        """The centres, ``(count, n)``."""
         return self.frames[..., 0]
 
     @torch.no_grad()
-    def place(self, poles: Tensor, root: Tensor | None = None, others: Others | None = None) -> Tensor:
+    def start_at(self, poles: Tensor, root: Tensor | None = None, others: OtherModes | None = None) -> Tensor:
         """Put directions around some points.
 
         Args:
@@ -118,11 +125,11 @@ def _to_both_ends(x: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DirectionShapes(FlowTransform):
-    """Reshapes each of several uniform directions by layers that they share, given features that each has of its own.
+    """A flow of each of several directions: they share the layers, whose context are learned features of each direction.
 
     Args:
-        n, count, context_dim: as those of :class:`DirectionPlaces`.
-        layers: number of pairs of an affine map and a spline of heights; the last spline is around the first axis, where the places are.
+        n, count, context_dim: as those of :class:`DirectionCentres`.
+        layers: number of pairs of an affine map and a spline of heights; the last spline is around the first axis, where the centres are.
 
     Starts at the identity.
     """
@@ -151,3 +158,61 @@ class DirectionShapes(FlowTransform):
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, ladj = self.layers.inverse_and_ladj(y.unflatten(-1, (self.count, self.n)), self._features(context))
         return x.flatten(-2), ladj.sum(-1)
+
+
+@dataclass(frozen=True)
+class DirectionBlock(Block):
+    """The directions of one site."""
+
+    @classmethod
+    def of(cls, sites: Sequence[LatentSite]) -> list[Self]:
+        own = [(s, s.manifold) for s in sites if s.manifold is not None and s.manifold.kind == Sphere.kind]
+        return [cls(index_of([s]), sphere, s.size // sphere.size) for s, sphere in own]
+
+    def build(self, sites: Sequence[LatentSite], loc: Tensor, context_dim: int, config: Mapping[str, Any]) -> tuple[nn.Module, Compose]:
+        n = self.space.size
+        centres = DirectionCentres(n, self.count, context_dim)
+        centres.start_at(loc.unflatten(-1, (self.count, n)).to(centres.frames))
+        shapes = [DirectionShapes(n, self.count, context_dim)] if config["flow"] is not None else []
+        return UniformPoints(self.space, self.count), Compose([*shapes, centres])
+
+    def lift(self, run: Tensor) -> tuple[Tensor, Tensor]:
+        """Divided by their lengths, which are log-normal and independent."""
+        n = self.space.size
+        run = run.unflatten(-1, (-1, n))
+        length = torch.linalg.vector_norm(run, dim=-1, keepdim=True)
+        variance = _LENGTHS / n  # of log length: lengths stay near 1 in any dimension
+        log = length.squeeze(-1).log()
+        extra = (-(log**2) / (2 * variance) - n * log - 0.5 * math.log(2 * math.pi * variance)).sum(-1)
+        return (run / length).flatten(-2), extra
+
+    def loc(self, layers: Layers) -> Tensor:
+        return _centres(layers).poles.flatten()
+
+    def start_at(self, layers: Layers, start: Start, before: Tensor) -> bool:
+        n = self.space.size
+        index = self.index.to(start.loc.device).unflatten(0, (-1, n))
+        centre, rows = start.loc[index], start.scale_tril[index]
+        length = centre.norm(dim=-1, keepdim=True)
+        poles = centre / length
+        basis = self.space.tangent_basis(poles)
+        root, others = triangle(basis.mT @ rows / length.unsqueeze(-1)), None
+        if start.log_density is not None:
+            root = torch.stack([_with_measured_variances(start.log_density, start, *at) for at in zip(index, poles, basis, root, strict=True)])
+            others = other_modes(start.log_density, start.loc, index.flatten(), poles, root.norm(dim=(-1, -2)) / math.sqrt(n - 1))
+        return bool(_centres(layers).start_at(poles, root, others).any())
+
+
+def _centres(layers: Layers) -> DirectionCentres:
+    return cast(DirectionCentres, layers[-1])
+
+
+def _with_measured_variances(
+    log_density: Callable[[Tensor], Tensor], start: Start, index: Tensor, pole: Tensor, basis: Tensor, root: Tensor
+) -> Tensor:
+    """The Cholesky factor of a direction's covariance with variances measured along its axes, where ``root`` has those of a curvature."""
+    variances, axes = torch.linalg.eigh(root @ root.mT)
+    along = basis @ axes * start.loc[index].norm()
+    stiffness = (along * (start.precision[index][:, index] @ along)).sum(0)
+    measured = circle_variances(log_density, start.loc, index, pole, basis @ axes, (1 / (stiffness * variances)).clamp(max=1.0))
+    return triangle(axes * torch.where(measured.isfinite(), measured, variances).sqrt())

@@ -1,35 +1,42 @@
-"""The block of an AutoManifoldFlow that lives on a torus: where angles lie, how they spread and turn each other, and what shapes they take."""
+"""The block of a guide that lives on a torus: the angles' location, spread and dependence, and a flow of them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..manifolds import ManifoldTransform, Torus, TorusCoupling, TorusElementwise
+from ..model.sites import LatentSite
 from ..nets import Hypernetwork
+from ..numerics import triangle
 from ..transforms import Compose, FlowTransform
 from ..univariate import CircularGather, CircularSpline
 from .angle_profiles import AngleProfiles
-from .modes import far_mass
+from .block import Block, Layers, Start, UniformPoints, index_of
+from .modes import angle_profiles, far_mass
 
-__all__ = ["AnglePlaces", "angle_shapes"]
+__all__ = ["AngleBlock", "AngleCentres", "angle_shapes"]
 
-_WIDE = 1.0  # radians: from here on an angle goes all the way round
-_TAIL = 12.0  # minus the log weight of the tails of a place, at first
+_WIDE = 1.0  # radians: an angle with a larger spread starts evenly
+_TAIL = 12.0  # minus the log weight of the tails around a centre, at first
 _NEGLIGIBLE = 1e-3  # the share of the mass far away that means another mode
-_TURNING_UP_TO = 300  # angles: beyond it the turns, one number a pair, are left out
+_TURNING_UP_TO = 300  # angles: with more, angles do not depend on each other linearly, which takes one number a pair
 
 
-class AnglePlaces(ManifoldTransform):
-    r"""Gathers each of several uniform angles around a place of its own, and lets them turn each other.
+class AngleCentres(ManifoldTransform):
+    r"""Gathers each of several uniform angles around a centre of its own, and makes each depend on those before.
 
     .. math:: g_i = \mathrm{gather}(\mathrm{profile}_i(\theta_i); \eta_i(c)), \qquad
         \theta'_i = \mu_i + g_i + \sum_{j<i} (K_{ij} g_j + W_{ij} \sin g_j)
 
-    With :class:`~pyro_flows.univariate.CircularGather`, whose parameters :math:`\eta` are linear in the context, a turn among them, after
-    :class:`~pyro_flows.guides.angle_profiles.AngleProfiles`. A narrow normal distribution of context and angles is nearly such a place, its
-    correlations included: of how much an angle turns with another the whole part :math:`K` is exact, and the rest, :math:`|W| \le 1/2`, is nearly so
-    while angles spread over less than about half a radian. Places, profiles and :math:`K` are buffers; everything starts at the identity.
+    ``gather`` is :class:`~pyro_flows.univariate.CircularGather`, whose parameters :math:`\eta`, a shift among them, are linear in the context;
+    ``profile`` is :class:`~pyro_flows.guides.angle_profiles.AngleProfiles`. A narrow normal distribution of context and angles has nearly this form,
+    its correlations included: the integer part :math:`K` of a regression coefficient is exact, and the rest, :math:`|W| \le 1/2`, is nearly so while
+    the spread of angles is less than about half a radian. Centres :math:`\mu`, profiles and :math:`K` are buffers; all starts at the identity.
 
     Args:
         dim: number of angles.
@@ -47,7 +54,7 @@ class AnglePlaces(ManifoldTransform):
         self.params = Hypernetwork((dim, self.gather.num_params), context_dim)
         self.turns = nn.Parameter(torch.zeros(dim, dim)) if 1 < dim <= _TURNING_UP_TO else None
         self.register_buffer("poles", torch.zeros(dim))
-        self.register_buffer("winds", torch.zeros(dim, dim))  # below its diagonal, whole turns, as numbers of the angles' type
+        self.register_buffer("winds", torch.zeros(dim, dim))  # K, below the diagonal: integers, in the angles' dtype
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, ladj = self.profiles.forward_and_ladj(x)
@@ -68,19 +75,19 @@ class AnglePlaces(ManifoldTransform):
         return x, log_slope.sum(-1) + ladj
 
     def _turn(self, g: Tensor, turned: slice = slice(None)) -> Tensor:
-        """How much the first angles turn some, ``(*batch, k) -> (*batch, turned)``."""
+        """What the first angles add to some others, ``(*batch, k) -> (*batch, turned)``."""
         k = g.shape[-1]
         return g @ self.winds[turned, :k].mT + g.sin() @ self.turns.tril(-1)[turned, :k].mT  # type: ignore[union-attr]
 
     @torch.no_grad()
-    def place(self, poles: Tensor, on_context: Tensor | None = None, scale_tril: Tensor | None = None, profiles: Tensor | None = None) -> None:
+    def start_at(self, poles: Tensor, on_context: Tensor | None = None, scale_tril: Tensor | None = None, profiles: Tensor | None = None) -> None:
         """Start as a normal distribution of angles around ``poles (dim,)``.
 
         Args:
-            poles: the places.
-            on_context: how angles turn with each coordinate of the context, ``(dim, context_dim)``.
+            poles: the centres, radians.
+            on_context: regression coefficients of the angles on the context, ``(dim, context_dim)``.
             scale_tril: Cholesky factor of their covariance given the context, ``(dim, dim)``, radians.
-            profiles: the log density of each angle given all else, ``(dim, 256)``, from :func:`~pyro_flows.guides.modes.go_round`.
+            profiles: the log density of each angle given all else, ``(dim, 256)``, from :func:`~pyro_flows.guides.modes.angle_profiles`.
 
         An angle that spreads widely, or has mass far away in its profile, starts with that profile instead, independent of all others; without one,
         evenly everywhere, as all do without a ``scale_tril``.
@@ -117,3 +124,46 @@ def angle_shapes(dim: int, context_dim: int) -> FlowTransform:
         even = torch.arange(dim) % 2 == 0
         layers = [TorusCoupling(CircularSpline(), dim, moved, context_dim) for moved in (even, ~even, even, ~even)]
     return Compose([*layers, TorusElementwise(CircularSpline(), dim, context_dim)])
+
+
+@dataclass(frozen=True)
+class AngleBlock(Block):
+    """All angles of all sites."""
+
+    @classmethod
+    def of(cls, sites: Sequence[LatentSite]) -> list[Self]:
+        own = [s for s in sites if s.manifold is not None and s.manifold.kind == Torus.kind]
+        index = index_of(own) if own else torch.empty(0)
+        return [cls(index, Torus(len(index)))] if own else []
+
+    def build(self, sites: Sequence[LatentSite], loc: Tensor, context_dim: int, config: Mapping[str, Any]) -> tuple[nn.Module, Compose]:
+        dim = len(self.index)
+        centres = AngleCentres(dim, context_dim)
+        centres.start_at(loc.to(centres.poles))
+        shapes = [angle_shapes(dim, context_dim)] if config["flow"] is not None else []
+        return UniformPoints(self.space, self.count), Compose([*shapes, centres])
+
+    def lift(self, run: Tensor) -> tuple[Tensor, float]:
+        """Wrapped."""
+        return self.space.project(run), 0.0
+
+    def loc(self, layers: Layers) -> Tensor:
+        return _centres(layers).poles
+
+    def start_at(self, layers: Layers, start: Start, before: Tensor) -> bool:
+        index = self.index.to(start.loc.device)
+        joint, k = triangle(start.scale_tril[torch.cat([before, index])]), len(before)
+        profiles = None
+        if start.log_density is not None:
+            profiles = angle_profiles(start.log_density, start.loc, index) * _marginal_power(start, index)
+        _centres(layers).start_at(start.loc[index], joint[k:, :k], joint[k:, k:], profiles)
+        return False
+
+
+def _centres(layers: Layers) -> AngleCentres:
+    return cast(AngleCentres, layers[-1])
+
+
+def _marginal_power(start: Start, index: Tensor) -> Tensor:
+    """The power that makes a normal density of a coordinate given all others as wide as its marginal one, ``(k, 1)``."""
+    return 1 / (start.precision.diagonal()[index] * start.scale_tril[index].square().sum(-1)).unsqueeze(-1)
