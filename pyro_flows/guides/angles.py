@@ -59,7 +59,7 @@ class AngleCentres(ManifoldTransform):
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, ladj = self.profiles.forward_and_ladj(x)
         y, log_slope = self.gather.forward(x, self.params(context).expand(*x.shape, -1))
-        turned = y if self.turns is None else y + self._turn(y)
+        turned = y if self.turns is None else y + self._turn(y, self.turns)
         return self.manifold.project(self.poles + turned), log_slope.sum(-1) + ladj
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -68,16 +68,16 @@ class AngleCentres(ManifoldTransform):
             before = self.manifold.project(y[..., :1])
             for i in range(1, self.dim):
                 one = slice(i, i + 1)
-                before = torch.cat([before, self.manifold.project(y[..., one] - self._turn(before, one))], -1)
+                before = torch.cat([before, self.manifold.project(y[..., one] - self._turn(before, self.turns, one))], -1)
             y = before
         x, log_slope = self.gather.inverse(self.manifold.project(y), self.params(context).expand(*y.shape, -1))
         x, ladj = self.profiles.inverse_and_ladj(x)
         return x, log_slope.sum(-1) + ladj
 
-    def _turn(self, g: Tensor, turned: slice = slice(None)) -> Tensor:
+    def _turn(self, g: Tensor, turns: Tensor, turned: slice = slice(None)) -> Tensor:
         """What the first angles add to some others, ``(*batch, k) -> (*batch, turned)``."""
         k = g.shape[-1]
-        return g @ self.winds[turned, :k].mT + g.sin() @ self.turns.tril(-1)[turned, :k].mT  # type: ignore[union-attr]
+        return g @ self.winds[turned, :k].mT + g.sin() @ turns.tril(-1)[turned, :k].mT
 
     @torch.no_grad()
     def start_at(self, poles: Tensor, on_context: Tensor | None = None, scale_tril: Tensor | None = None, profiles: Tensor | None = None) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..distributions import Flow, FlowDistribution
 from ..errors import OptionError, ParamStoreError
 from ..model.sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj, warn_of_angles
-from ..transforms import Compose, FlowTransform, Standardize
-from .block import Block, Layers, Start
+from ..transforms import FlowTransform
+from .block import Block
 from .euclidean import EuclideanBlock
 from .inner_flow import BASES, FlowSpec, check_spec
+from .of_blocks import OfBlocks
 from .pushforward import AsPushforward
 
 __all__ = ["AutoFlow"]
@@ -42,7 +43,7 @@ class TrainingOptions(Protocol):
         """What is optimised, by name or as an object."""
 
 
-class AutoFlow(AutoContinuous):
+class AutoFlow(OfBlocks, AutoContinuous):
     """A normalizing flow over all continuous latent sites of a model: base, flow, affine layer, supports.
 
     The flow starts at the identity and the affine layer at a small Gaussian around the initial point, so an untrained guide is a mean-field one.
@@ -106,7 +107,7 @@ class AutoFlow(AutoContinuous):
         if not 0 < init_scale < float("inf"):
             raise OptionError(f"init_scale must be positive and finite, got {init_scale}")
         super().__init__(model, init_loc_fn=init_loc_fn)
-        self.config = {"flow": flow, "affine": affine, "base": base, "init_scale": init_scale}
+        self.config: dict[str, Any] = {"flow": flow, "affine": affine, "base": base, "init_scale": init_scale}
         self.sites: list[LatentSite] = []
         self.blocks: list[Block] = []
 
@@ -156,46 +157,6 @@ class AutoFlow(AutoContinuous):
         base, transform = blocks[0].build(sites, loc, 0, self.config)
         return Flow(base, transform).to(loc)
 
-    # Parts of the flow, read past Pyro's module hooks: a parameter registered under two names would be stepped twice.
-
-    @property
-    def _parts(self) -> list[tuple[Block, Layers]]:
-        """The blocks, each with its layers from the base to the sites."""
-        flow: Any = self._modules["flow"]
-        return [(block, list(layers)) for block, layers in zip(self.blocks, self._layers_of(flow), strict=True)]
-
-    def _layers_of(self, flow: Any) -> list[Layers]:
-        return [flow.transform.parts]
-
-    @property
-    def inner(self) -> list[FlowTransform]:
-        """The layers between the base and those that hold location and spread: empty without a flow."""
-        return [layer for block, layers in self._parts for layer in layers[: -block.num_outer]]
-
-    @property
-    def affine(self) -> FlowTransform | None:
-        """The learned affine layer; ``None`` for a model without numbers."""
-        return next((layers[-2] for block, layers in self._parts if block.manifold is None), None)
-
-    @property
-    def standardize(self) -> Standardize | None:
-        """The fixed location and scale of the numbers; ``None`` without any."""
-        fixed: Any = next((layers[-1] for block, layers in self._parts if block.manifold is None), None)
-        return fixed  # type: ignore[no-any-return]
-
-    @property
-    def loc(self) -> Tensor:
-        """The point that the outermost layers put the guide around, ``(d,)``."""
-        return self._join([block.loc(layers) for block, layers in self._parts]).clone()
-
-    def _split(self, z: Tensor) -> Sequence[Tensor]:
-        """The coordinates of each block."""
-        return (z,)
-
-    def _join(self, runs: Sequence[Tensor]) -> Tensor:
-        """The inverse of :meth:`_split`."""
-        return runs[0]
-
     # The stages of FlowVI.
 
     def stages(self, options: TrainingOptions) -> tuple[str, ...]:
@@ -208,65 +169,13 @@ class AutoFlow(AutoContinuous):
         return "path" if name == "auto" else name
 
     @property
-    def foldable(self) -> bool:
-        """Whether what the affine layer has learned can be moved into the fixed one, see :meth:`fold`."""
-        return all(block.foldable(layers) for block, layers in self._parts)
-
-    @property
     def keeps_start(self) -> bool:
         """Whether a start that was found is left as it is until the flow is trained."""
         return False
 
-    def affine_flow(self) -> Flow:
-        """The guide's distribution without the layers between the base and those of location and spread; it shares their parameters."""
-        outer = [Compose(layers[-block.num_outer :]) for block, layers in self._parts]
-        return Flow(self._modules["flow"].base, self._combine(outer))  # type: ignore[union-attr, arg-type]
-
-    def _combine(self, parts: list[Compose]) -> FlowTransform:
-        """One transform of the vector, from one for each block."""
-        return parts[0]
-
-    def lift(self, z: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The latent vector that a point of ``R^d`` stands for, and the log density that the point has beyond that of the vector.
-
-        Numbers are themselves, angles are wrapped, and directions are divided by their lengths, log-normal and independent.
-        """
-        runs, extras = zip(*(block.lift(run) for (block, _), run in zip(self._parts, self._split(z), strict=True)), strict=True)
-        return self._join(runs), sum(extras)
-
-    def log_lengths(self) -> Tensor:
-        """Logarithms of the lengths of the intervals that the coordinates of :meth:`lift`'s points live on, ``(d,)``: infinite but for angles."""
-        lengths = torch.full_like(self.loc, torch.inf)
-        for block in self.blocks:
-            lengths[block.index.to(lengths.device)] = block.log_length
-        return lengths
-
-    @torch.no_grad()
-    def start_at(self, loc: Tensor, scale_tril: Tensor, log_density: Callable[[Tensor], Tensor] | None = None) -> bool:
-        """Start at the Gaussian ``N(loc, scale_tril scale_tril^T)`` over :meth:`lift`'s points: numbers and angles have it, directions lie around its
-        mean with its spread, and learned affine layers are set to the identity.
-
-        With a ``log_density`` of such points, other modes of each angle and direction are looked for first.
-
-        Returns:
-            Whether there are directions that start evenly everywhere, since they are wide or have modes elsewhere than at a point and its antipode.
-        """
-        start, even = Start(loc, scale_tril, log_density), False
-        before = torch.empty(0, dtype=torch.long, device=loc.device)
-        for block, layers in self._parts:
-            even |= block.start_at(layers, start, before)
-            before = torch.cat([before, block.index.to(loc.device)])
-        return even
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Move what the affine layer, a triangular one, has learned into the fixed one."""
-        for block, layers in self._parts:
-            block.fold(layers)
-
     def sample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
         """Draws of the latent vector ``(n, d)`` and their log density ``(n,)``."""
-        return self._modules["flow"]().rsample_and_log_prob((n,))  # type: ignore[no-any-return, misc]
+        return self._modules["flow"]().rsample_and_log_prob((n,))
 
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Run the model once, with its arguments, and make all parameters. Returns the guide."""

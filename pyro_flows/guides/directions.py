@@ -143,7 +143,7 @@ class DirectionShapes(FlowTransform):
             self.net = nn.Sequential(nn.Linear(context_dim, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, count * _FEATURES))
         parts = [layer(n, _FEATURES) for _ in range(layers) for layer in (NormalizedAffine, AxisFlow)]
         with torch.no_grad():
-            parts[-1].params.bias[-n:] = torch.eye(n)[0]  # type: ignore[union-attr]
+            parts[-1].params.bias[-n:] = torch.eye(n)[0]
         self.layers = Compose(parts)  # type: ignore[arg-type]
 
     def _features(self, context: Tensor | None) -> Tensor:

@@ -15,8 +15,7 @@ from ..model.sites import LatentSite
 from ..numerics import triangle
 from ..transforms import Affine, Compose, ContractiveResidual, FlowTransform, LowRankLinear, Standardize, TriangularLinear
 from .block import Block, Layers, Start, index_of
-from .default_flow import default_flow
-from .inner_flow import BASES, inner_flow
+from .inner_flow import BASES, default_flow, inner_flow
 
 __all__ = ["EuclideanBlock", "affine_layer"]
 

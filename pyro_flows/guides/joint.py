@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -24,7 +24,7 @@ class _Support(constraints.Constraint):
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = tuple(blocks)
 
-    def check(self, value: Tensor) -> Tensor:  # type: ignore[override]
+    def check(self, value: Tensor) -> Tensor:
         inside = (value == value).all(-1)
         for b in self.blocks:
             inside = inside & b.contains(value.index_select(-1, b.index.to(value.device)))
@@ -44,7 +44,7 @@ class _JointDistribution(dist.TorchDistribution):
         super().__init__(parts[0].batch_shape, torch.Size([len(back)]), validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return all(p.has_rsample for p in self.parts)
 
     @property
@@ -131,9 +131,10 @@ class JointTransform(FlowTransform):
         total = vector.new_zeros(vector.shape[:-1])
         moved: list[Tensor] = []
         seen: list[Tensor] = []
-        for block, part, run in zip(self.blocks, self.parts, self.order.split(vector), strict=True):
+        parts = cast(Iterable[FlowTransform], self.parts)
+        for block, part, run in zip(self.blocks, parts, self.order.split(vector), strict=True):
             context = torch.cat(seen, -1) if part.context_dim else None
-            out, ladj = (part.forward_and_ladj if forward else part.inverse_and_ladj)(run, context)  # type: ignore[operator]
+            out, ladj = (part.forward_and_ladj if forward else part.inverse_and_ladj)(run, context)
             seen.append(block.features(run if forward else out))
             moved.append(out)
             total = total + ladj

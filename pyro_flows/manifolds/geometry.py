@@ -312,4 +312,4 @@ class Torus(Manifold):
 
 
 angles = constraints.independent(constraints.interval(-math.pi, math.pi), 1)  # of every torus: the same object, so that supports compare equal
-angles.ends_meet = True  # type: ignore[attr-defined]  # which a copy and a pickle keep, and the same interval of a Uniform does not have
+angles.ends_meet = True  # which a copy and a pickle keep, and the same interval of a Uniform does not have

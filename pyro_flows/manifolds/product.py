@@ -24,9 +24,9 @@ class ProductConstraint(constraints.Constraint):
     def __init__(self, parts: Sequence[Manifold]) -> None:
         self.parts = tuple(parts)
 
-    def check(self, value: Tensor) -> Tensor:  # type: ignore[override]
+    def check(self, value: Tensor) -> Tensor:
         runs = value.split([p.size for p in self.parts], -1)
-        return torch.stack([p.support.check(run) for p, run in zip(self.parts, runs, strict=True)]).all(0)  # type: ignore[no-untyped-call]
+        return torch.stack([p.support.check(run) for p, run in zip(self.parts, runs, strict=True)]).all(0)
 
     def __repr__(self) -> str:
         return f"Product({', '.join(map(repr, self.parts))})"  # with the word sphere in it, which Pyro's guides look for

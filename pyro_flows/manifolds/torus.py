@@ -124,14 +124,14 @@ class TorusAutoregressive(ManifoldTransform, Ordered):
             moved, log_slope = apply(value, params[..., ::2, :])
         else:
             columns = value.reshape(-1, self.dim).unbind(-1)
-            found: list[tuple[Tensor, Tensor]] = []
+            results: list[tuple[Tensor, Tensor]] = []
 
             def step(i: int, params: Tensor) -> tuple[Tensor, Tensor]:
                 if i % 2:
-                    return found[-1][0].sin(), torch.zeros_like(found[-1][0])
-                found.append(apply(columns[i // 2], params))
-                return found[-1][0].cos(), found[-1][1]
+                    return results[-1][0].sin(), torch.zeros_like(results[-1][0])
+                results.append(apply(columns[i // 2], params))
+                return results[-1][0].cos(), results[-1][1]
 
             self.net.decode(step, value.shape[:-1], context)
-            moved, log_slope = (torch.stack(parts, -1).reshape(value.shape) for parts in zip(*found, strict=True))
+            moved, log_slope = (torch.stack(parts, -1).reshape(value.shape) for parts in zip(*results, strict=True))
         return moved.index_select(-1, self.back), log_slope.sum(-1)
