@@ -160,8 +160,8 @@ class Manifold:
         return self.size
 
     def all_round(self, point: Tensor, count: int) -> Tensor:
-        """A point and others all round the manifold, ``(size,) -> (count, size)``."""
-        raise OptionError(f"{self!r} has no rule for points all round: a sphere and a single angle have one")
+        """A point and uniform ones all round the manifold, ``(size,) -> (count, size)``."""
+        return torch.cat([point[None], self.random_uniform((count - 1,)).to(point)])
 
     def normal_shape(self, shape: torch.Size) -> torch.Size:
         """The shape of the standard normal vectors that values of a shape are made of, see :meth:`from_normal`."""
