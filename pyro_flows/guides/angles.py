@@ -89,8 +89,8 @@ class AngleCentres(ManifoldTransform):
             scale_tril: Cholesky factor of their covariance given the context, ``(dim, dim)``, radians.
             profiles: the log density of each angle given all else, ``(dim, 256)``, from :func:`~pyro_flows.guides.modes.angle_profiles`.
 
-        An angle that spreads widely, or has mass far away in its profile, starts with that profile instead, independent of all others; without one,
-        evenly everywhere, as all do without a ``scale_tril``.
+        An angle with a large spread, or with mass far away in its profile, starts with that profile instead, independent of all others; without
+        profiles it starts uniform. So do all angles without a ``scale_tril``.
         """
         self.poles.copy_(self.manifold.project(poles))
         for parameter in self.parameters():
@@ -99,8 +99,7 @@ class AngleCentres(ManifoldTransform):
         self.profiles.tabulate(torch.zeros_like(self.profiles.density))
         if scale_tril is None or on_context is None:
             return
-        whole = torch.cat([on_context, scale_tril], -1)
-        spread, own = whole.norm(dim=-1), scale_tril.diagonal()
+        spread, own = torch.cat([on_context, scale_tril], -1).norm(dim=-1), scale_tril.diagonal()
         narrow = spread < _WIDE
         if profiles is not None:
             narrow = narrow & (far_mass(profiles, spread) < _NEGLIGIBLE)
@@ -108,10 +107,10 @@ class AngleCentres(ManifoldTransform):
         both = narrow & narrow.unsqueeze(-1)
         turns = torch.where(both, scale_tril / own, 0.0).tril(-1) * (self.turns is not None)
         self.params.bias.copy_(torch.where(narrow.unsqueeze(-1), self.gather.around(own, _TAIL), 0.0))
-        if self.params.linear is not None:  # what the turns do not pass on
+        if self.params.linear is not None:  # what angles depend on the context by themselves, not through angles before them
             unit = turns + torch.eye(self.dim).to(turns)
-            own_turns = torch.linalg.solve_triangular(unit, torch.where(narrow.unsqueeze(-1), on_context, 0.0), upper=False, unitriangular=True)
-            self.params.linear.weight.view(self.dim, self.gather.num_params, -1)[:, 2] = own_turns
+            direct = torch.linalg.solve_triangular(unit, torch.where(narrow.unsqueeze(-1), on_context, 0.0), upper=False, unitriangular=True)
+            self.params.linear.weight.view(self.dim, self.gather.num_params, -1)[:, 2] = direct
         if self.turns is not None:
             self.winds.copy_(turns.round())
             self.turns.copy_(turns - turns.round())

@@ -150,7 +150,7 @@ class AutoFlow(OfBlocks, AutoContinuous):
         check_fixed(sites, z, moved.nodes)
 
     def _as_parent_sees(self, model: Callable[..., Any], sites: list[LatentSite]) -> Callable[..., Any]:
-        """The model as ``AutoContinuous`` reads it."""
+        """The model as ``AutoContinuous`` is to read it: with supports that have bijections from the reals."""
         return model
 
     def _build(self, sites: list[LatentSite], blocks: list[Block], loc: Tensor) -> Flow:

@@ -24,6 +24,7 @@ from .modes import OtherModes, circle_variances, other_modes
 __all__ = ["DirectionBlock", "DirectionCentres", "DirectionShapes"]
 
 _FEATURES, _WIDTH = 16, 64  # of one direction; of the hidden layer
+_QUARTILE = 0.6745  # upper, of a standard normal variable
 _LENGTHS = 0.1  # variance of the log length of a lifted direction, times its number of coordinates
 _NARROW = 0.25  # radians: below it training from an even start would take long, and Laplace's approximation of one mode is trusted
 
@@ -73,7 +74,7 @@ class DirectionCentres(FlowTransform):
 
     @torch.no_grad()
     def start_at(self, poles: Tensor, root: Tensor | None = None, others: OtherModes | None = None) -> Tensor:
-        """Put directions around some points.
+        """Start as directions around some points, with given covariances.
 
         Args:
             poles: the points, ``(count, n)``.
@@ -81,10 +82,8 @@ class DirectionCentres(FlowTransform):
             others: which other modes there are.
 
         Returns:
-            Which directions start evenly, ``(count,)``.
-
-        A direction that is spread widely starts evenly everywhere, as all do without a ``root``; so does one with modes elsewhere than around its
-        point and the antipode.
+            Which directions start uniform on the whole sphere, ``(count,)``: all of them without a ``root``; with one, those with a large spread, and
+            those with modes elsewhere than at their point and its antipode.
         """
         poles = unit(poles)
         self.frames.copy_(torch.cat([poles.unsqueeze(-1), Sphere(self.n).tangent_basis(poles)], -1))
@@ -94,27 +93,28 @@ class DirectionCentres(FlowTransform):
             return torch.ones_like(poles[:, 0], dtype=torch.bool)
         k = self.n - 1
         log_size = root.diagonal(dim1=-2, dim2=-1).log().mean(-1)
-        nowhere = torch.zeros_like(log_size, dtype=torch.bool)
-        two, elsewhere = others or (nowhere, nowhere)
+        none = torch.zeros_like(log_size, dtype=torch.bool)
+        two, elsewhere = others or (none, none)
         narrow = (root.square().sum((-1, -2)) < k * _NARROW**2) & ~elsewhere
         shape = torch.where(narrow[:, None, None], root / log_size.exp()[:, None, None], torch.eye(k).to(root))
         self.frames[..., 1:] = self.frames[..., 1:] @ shape
-        median = (log_size.exp() * math.sqrt(k) * (1 - 2 / (9 * k)) ** 1.5).clamp(min=1e-6, max=1.5)  # of the angle to the pole of a normal one
-        shrink = (median / 2).tan()  # half of a uniform distribution lies within a right angle
-        height = 0.6745 / math.sqrt(self.n - 1.15)  # and half of each hemisphere about as high
-        power = median.cos().log() / math.log(height)
+        # The median angle to the pole of a normal distribution, by Wilson and Hilferty's formula for chi-squared variables.
+        median = (log_size.exp() * math.sqrt(k) * (1 - 2 / (9 * k)) ** 1.5).clamp(min=1e-6, max=1.5)
+        shrink = (median / 2).tan()  # the Möbius map that takes a right angle, the median of uniform directions, to that angle
+        height = _QUARTILE / math.sqrt(self.n - 1.15)  # about the median height of uniform directions in a hemisphere
+        power = median.cos().log() / math.log(height)  # takes that height to the cosine of the angle
         self.params.bias[:, 0] = torch.where(narrow & ~two, (1 - shrink) / (2 * shrink.sqrt()), 0.0)
         self.params.bias[:, -1] = torch.where(narrow & two, power.log(), 0.0)
         return ~narrow
 
 
 def _power(raw: Tensor) -> Tensor:
-    """Above zero, and at most e: higher powers take heights that differ to the same zero."""
+    """A power between 0 and e: with higher ones, small heights would all become zero."""
     return torch.where(raw < 0, raw, raw.tanh()).exp()
 
 
 def _to_both_ends(x: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-    """Raises heights along the first axis to a power, and the log ratio of volumes; inverted by the inverse power."""
+    """Points with their heights along the first axis raised to a power, and the log ratio of volumes. The inverse power gives the inverse map."""
     n, flat, square = x.shape[-1], x[..., 1:].square().sum(-1).clamp(min=1e-60), x[..., 0].square().clamp(min=1e-60)
     near = flat < 0.5  # to an end, where the height is known by what lies across
     log_square = torch.where(near, (-torch.where(near, flat, 0.5)).log1p(), square.log())

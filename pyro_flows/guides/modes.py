@@ -29,7 +29,7 @@ def with_coordinates(loc: Tensor, own: Tensor, values: Tensor) -> Tensor:
 
 
 def _finite(log_density: Tensor) -> Tensor:
-    """Without what is no number, which counts as zero density, and infinities above, which count as the largest value of the row."""
+    """A log density in which NaN counts as zero density, and plus infinity as the largest finite value of the row."""
     log_density = torch.where(log_density.isnan(), -torch.inf, log_density)
     return torch.where(log_density == torch.inf, _top(log_density), log_density)
 
