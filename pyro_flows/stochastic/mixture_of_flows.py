@@ -80,4 +80,4 @@ class MixtureOfFlows(DiscreteLayer):
         return dist.Categorical(logits=self.guess(given).unsqueeze(-2), validate_args=False).to_event(1)
 
     def best(self, x: Tensor, context: Tensor | None = None, law: Law | None = None) -> Tensor:
-        return self.infer(x, context).base_dist.logits.argmax(-1)  # type: ignore[attr-defined]
+        return self.infer(x, context).base_dist.logits.argmax(-1)
