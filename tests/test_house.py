@@ -20,6 +20,8 @@ LAYERS = (
 )
 WITHOUT_PYRO = ("numerics", "univariate")
 MAX_LINES = 320
+MAX_FILES = 14  # in a room, its __init__.py aside
+CATALOGUES = ("transforms", "manifolds")  # of which a reader takes one file at a time
 # Imported by the functions that need them, never by `import pyro_flows`.
 HEAVY = ("arviz", "arviz_base", "h5py", "matplotlib", "pandas", "torch._dynamo", "xarray", "pyro_flows.cli")
 
@@ -102,6 +104,53 @@ def test_imports_run_upward():
 def test_the_import_rules_see(module, source, says):
     broken = broken_rules(source, module, is_package=module == "pyro_flows")
     assert (says is None and not broken) or (len(broken) == 1 and says in broken[0])
+
+
+def graph(sources: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Which modules each module imports, among those given as name -> (source, whether it is a package)."""
+    edges = {}
+    for module, (source, is_package) in sources.items():
+        targets = {name if name in sources else name.rpartition(".")[0] for _, name in imports(source, module, is_package)}
+        edges[module] = (targets & sources.keys()) - {module}
+    return edges
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The modules that reach themselves through others, grouped with those that they reach and that reach them."""
+    reach = {module: set(targets) for module, targets in edges.items()}
+    for middle in edges:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    groups = {frozenset({m, *(n for n in reach[m] if m in reach[n])}) for m in edges if m in reach[m]}
+    return sorted(sorted(group) for group in groups)
+
+
+def test_no_file_imports_another_in_a_circle():
+    """Not even for types, and not within a function: data below, verbs above."""
+    found = circles(graph({module_name(path): (path.read_text("utf-8"), path.name == "__init__.py") for path in FILES}))
+    assert not found, "\n".join(" <-> ".join(group) for group in found)
+
+
+@pytest.mark.parametrize("how", ["{}", "if TYPE_CHECKING:\n    {}", "def f():\n    {}"])
+def test_the_rule_on_circles_sees(how):
+    sources = {
+        "p": ("from .a import A", True),
+        "p.a": (how.format("from .b import B"), False),
+        "p.b": (how.format("from . import c"), False),
+        "p.c": (how.format("from .a import A"), False),
+        "p.d": ("from .a import A", False),
+    }
+    assert circles(graph(sources)) == [["p.a", "p.b", "p.c"]]
+    sources["p.c"] = ("import torch", False)
+    assert not circles(graph(sources))
+
+
+def test_rooms_are_small():
+    rooms = {path.parent for path in FILES if path.parent != ROOT}
+    sizes = {room.name: sum(1 for path in room.glob("*.py") if path.name != "__init__.py") for room in rooms}
+    large = {name: size for name, size in sizes.items() if size > MAX_FILES and name not in CATALOGUES}
+    assert not large, f"more than {MAX_FILES} files, so two rooms: {large}"
 
 
 def test_files_are_short():
