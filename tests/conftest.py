@@ -37,9 +37,10 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
-        left_out = [item for item in items if item.get_closest_marker("cuda")]
-        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
-        config.hook.pytest_deselected(items=left_out)
+        needs = [item for item in items if item.get_closest_marker("cuda")]
+        if needs:
+            config.hook.pytest_deselected(items=needs)
+            items[:] = [item for item in items if not item.get_closest_marker("cuda")]
 
 
 @pytest.fixture(scope="session")
