@@ -178,13 +178,14 @@ class AutoStochasticFlow(AutoFlow):
     def _draw_indices(self, flow: StochasticFlow, name: str, x: Tensor) -> Tensor:
         ladj: Tensor | float = 0.0
         indices = []
-        for i, layer in enumerate(flow.layers):
-            if isinstance(layer, FlowTransform):
-                x, more = layer.forward_and_ladj(x)
-            else:
-                u = pyro.sample(f"{name}_u{i}", layer.index_given(x), infer={"is_auxiliary": True})
-                x, more, _ = layer.push(x, u)
+        steps: Any = flow.steps  # whose continuous indices all have a density, see _check_fit
+        for i, step in enumerate(steps):
+            if step.has_index:
+                u = pyro.sample(f"{name}_u{i}", step.index_given(x), infer={"is_auxiliary": True})
+                x, more, _ = step.push(x, u)
                 indices.append(u)
+            else:
+                x, more, _ = step.draw(x)[1]
             ladj = ladj + more
         log_reverse = flow.infer(x, None, indices)[1]
         pyro.factor(f"{name}_reverse", -ladj - log_reverse, has_rsample=True)
