@@ -105,7 +105,7 @@ class Competition(DiscreteLayer):
         The sum over all ``U^G`` winners is a product of ``G`` sums. Cost: O(UD) once the candidates are there.
         """
         z, weight = self.candidates(x, context)
-        each = base.base_dist.log_prob(z)  # type: ignore[attr-defined]
+        each = base.base_dist.log_prob(z)
         impossible = (each == -torch.inf).to(each)  # counted apart: zero times infinity is not a number
         each = torch.where(each == -torch.inf, torch.zeros_like(each), each)
         unmoved, moved = 1 - self.membership.sum(-1), self.membership
@@ -114,7 +114,7 @@ class Competition(DiscreteLayer):
         return below, torch.where(impossible @ moved > 0, never, weight + each @ moved).mT
 
     def index_logits(self, x: Tensor, context: Tensor | None = None, law: Law | None = None) -> Tensor:
-        return self.infer(x, context, law).base_dist.logits  # type: ignore[attr-defined]
+        return self.infer(x, context, law).base_dist.logits
 
     def infer(self, x: Tensor, context: Tensor | None = None, law: Law | None = None) -> dist.TorchDistribution:
         """The winners' posterior; over a law of independent coordinates, as the standard normal is, group by group at the cost O(UD)."""
