@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from ..manifolds import Manifold, Uniform
 from ..model.sites import LatentSite
 from ..transforms import Compose, FlowTransform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Block", "Start", "UniformPoints", "index_of"]
 
