@@ -451,6 +451,7 @@ def test_a_conjugate_direction_and_its_evidence():
     assert (posterior.log_prob({"x": x}) - exact).detach().abs().quantile(0.95) < 0.2
 
 
+@pytest.mark.thorough
 def test_a_direction_for_each_group_of_a_plate():
     """Conjugate and independent: the evidence is the product of three known ones, each direction's mean height known."""
 
@@ -499,6 +500,7 @@ def test_the_posterior_of_a_mixed_model(fitted, tmp_path):
     torch.testing.assert_close(loaded.log_prob(draws), log_q)
 
 
+@pytest.mark.thorough
 def test_nuts_agrees(fitted):
     """Means and spreads of NUTS with ManifoldReparam, its own noise allowed for."""
     mcmc = infer.MCMC(infer.NUTS(pf.manifolds.ManifoldReparam()(mixed)), num_samples=300, warmup_steps=120, disable_progbar=True)
@@ -582,6 +584,7 @@ def flat_heights(y):
     pyro.sample("y", dist.Normal(x[..., 2] ** 2, 0.02), obs=y)
 
 
+@pytest.mark.thorough
 def test_flow_vi_keeps_both_of_two_modes_without_a_curvature():
     y = torch.ones(())
     posterior = fit(flat_heights, y, max_steps=250)
@@ -597,6 +600,7 @@ def three_modes():
     pyro.factor("modes", (torch.tensor([0.5, 0.3, 0.2]).log() + 50 * ((centres * x.unsqueeze(-2)).sum(-1) - 1)).logsumexp(-1))
 
 
+@pytest.mark.thorough
 def test_flow_vi_finds_three_modes_of_a_direction_and_their_weights():
     posterior = fit(three_modes, max_steps=300)
     evidence = math.log((1 - math.exp(-100)) / 100)  # of three von Mises-Fisher densities, under the uniform one
@@ -619,6 +623,7 @@ def test_a_guide_that_misses_a_mode_is_called_poor(model):
     assert ("of x lies" if model is three_modes else "of phase lies") in posterior.reasons[0]
 
 
+@pytest.mark.thorough
 def test_flow_vi_takes_angles_that_depend_on_each_other():
     def model(x, y):
         kappa = pyro.sample("kappa", dist.LogNormal(0.0, 1.0))

@@ -107,6 +107,14 @@ def test_instances_say_what_they_are():
         assert (transform.dim, transform.context_dim) == (case.dim, case.context_dim), case.id
 
 
+@pytest.mark.parametrize("case", MANIFOLD_ZOO, ids=lambda case: case.id)
+def test_domains_of_manifolds(case):
+    """The points of the manifold lie in the domain, and points off it do not."""
+    transform, x = case.make(), case.points(5)
+    for domain in (transform.domain, transform.codomain):
+        assert bool(domain.check(x).all()) and not bool(domain.check(3 * x + 5).any())
+
+
 # --- values
 
 
@@ -378,6 +386,29 @@ def test_gradients(case, way):
     dead = {f"gradient:{name}" for name, p in transform.named_parameters() if p.grad is None or not (p.grad.abs() > 1e-13).any()}
     assert dead == {name for name in case.exceptions if name.startswith("gradient:")}
     assert all(p.grad.isfinite().all() for p in transform.parameters() if p.grad is not None)
+
+
+@each(LEARNS)
+def test_gradients_of_parameters(case):
+    """Along a random direction, against finite differences: nothing may be detached, also where a tensor's other entries are not."""
+    transform, x, context = perturbed(case), case.points(10), case.context(10)
+    named = dict(transform.named_parameters())
+    torch.manual_seed(1)
+    direction = {name: torch.randn_like(p) for name, p in named.items()}
+
+    def value() -> Tensor:
+        return sum(i * weighted(getattr(transform, way)(x, context)) for i, way in enumerate(WAYS, 1))
+
+    grads = torch.autograd.grad(value(), list(named.values()), allow_unused=True)
+    slope = sum((g * direction[name]).sum() for name, g in zip(named, grads, strict=True) if g is not None)
+    values = []
+    with torch.no_grad():
+        for step in (-1e-6, 2e-6):
+            for name, parameter in named.items():
+                parameter.add_(step * direction[name])
+            values.append(value())
+    wanted = (values[1] - values[0]) / 2e-6
+    torch.testing.assert_close(slope, wanted, rtol=1e-5, atol=1e-5)
 
 
 @both_ways
