@@ -4,17 +4,20 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean .venv
+.PHONY: help demo test test-all lint docs bench clean .venv
 
 help: ## list the targets
-	@grep -E '^[a-z.]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z.-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: .venv/.made ## fit a small model and show its posterior
 	$(BIN)/pyro-flows demo
 
 # One thread a worker: torch's thread pools would fight over the cores.
-test: export OMP_NUM_THREADS = 1
-test: .venv/.made ## run the tests and the doctests (ARGS="-k name" narrows them)
+test test-all: export OMP_NUM_THREADS = 1
+test: .venv/.made ## run the tests and the doctests that take 8 minutes (ARGS="-k name" narrows them)
+	$(BIN)/python -m pytest -n 2 -m "not thorough" $(ARGS)
+
+test-all: .venv/.made ## run them all
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/.made ## check style and types

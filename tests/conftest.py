@@ -35,11 +35,12 @@ def pytest_configure(config):
     config.pluginmanager.register(Isolation(), "isolation")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("cuda"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        needs = [item for item in items if item.get_closest_marker("cuda")]
+        if needs:
+            config.hook.pytest_deselected(items=needs)
+            items[:] = [item for item in items if not item.get_closest_marker("cuda")]
 
 
 @pytest.fixture(scope="session")

@@ -232,7 +232,7 @@ def test_usage_errors_leave_with_two(capsys):
     assert stop.value.code == 0 and "Exit codes" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("demo", "--quiet", "--max-steps", "100") in (0, 3)

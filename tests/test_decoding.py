@@ -156,7 +156,7 @@ def test_a_compiled_flow_shares_its_parameters():
         pf.Flow(2, [pf.transforms.Affine(2), pf.transforms.ContinuousFlow(2).inv]).compiled()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_to_machine_code():
     torch.compiler.reset()

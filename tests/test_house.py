@@ -20,6 +20,8 @@ LAYERS = (
 )
 WITHOUT_PYRO = ("numerics", "univariate")
 MAX_LINES = 320
+MAX_FILES = 14  # in a room, its __init__ not counted
+CATALOGUES = ("transforms", "manifolds")  # one family a file: they may be as long as they are
 # Imported by the functions that need them, never by `import pyro_flows`.
 HEAVY = ("arviz", "arviz_base", "h5py", "matplotlib", "pandas", "torch._dynamo", "xarray", "pyro_flows.cli")
 
@@ -102,6 +104,67 @@ def test_imports_run_upward():
 def test_the_import_rules_see(module, source, says):
     broken = broken_rules(source, module, is_package=module == "pyro_flows")
     assert (says is None and not broken) or (len(broken) == 1 and says in broken[0])
+
+
+def graph_of(sources: dict[str, str], packages: set[str]) -> dict[str, set[str]]:
+    """Which modules each module imports, type-checkers' and functions' imports included; a name out of a package is that of its module."""
+
+    def module_of(name: str) -> str | None:
+        while name and name not in sources:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    graph = {}
+    for module, source in sources.items():
+        graph[module] = {module_of(name) for _, name in imports(source, module, module in packages)} - {None, module}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules of which each imports, through others, each other one."""
+
+    def reached(start: str) -> set[str]:
+        seen, ahead = set(), [start]
+        while ahead:
+            new = graph[ahead.pop()] - seen
+            seen |= new
+            ahead += new
+        return seen
+
+    reach = {module: reached(module) for module in graph}
+    groups = {frozenset(other for other in reach[module] if module in reach[other]) for module in graph}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def test_no_module_imports_itself_through_others():
+    graph = graph_of({module_name(path): path.read_text("utf-8") for path in FILES}, {module_name(path) for path in PACKAGES})
+    assert not circles(graph), "these import one another: " + "; ".join(map(", ".join, circles(graph)))
+
+
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [
+        ("from .b import f", "import torch", False),
+        ("from .b import f", "from .a import g", True),
+        ("from . import b", "import pyro_flows.nets.a", True),
+        ("from .b import f", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .a import g", True),
+        ("from .b import f", "def g():\n    from pyro_flows.nets.a import h", True),
+        ("from .b import f", "from . import f", True),  # through the room's own __init__
+        ("from ..errors import ShapeError", "from ..errors import ShapeError", False),
+    ],
+)
+def test_circles_are_seen(first, second, expected):
+    packages = {"pyro_flows", "pyro_flows.nets"}
+    sources = {"pyro_flows": "", "pyro_flows.errors": "", "pyro_flows.nets": "from .a import f\nfrom .b import f", "pyro_flows.nets.a": first}
+    graph = graph_of(sources | {"pyro_flows.nets.b": second}, packages)
+    assert [{"pyro_flows.nets.b"} <= set(group) for group in circles(graph)] == [True] * expected
+
+
+def test_rooms_are_small():
+    rooms = {path.parent.relative_to(ROOT): len(list(path.parent.glob("*.py"))) - 1 for path in PACKAGES}
+    large = [f"{room}/: {count} files, at most {MAX_FILES}: make two rooms" for room, count in rooms.items() if count > MAX_FILES]
+    large = [line for line in large if not line.startswith(tuple(f"{room}/" for room in CATALOGUES))]
+    assert not large, "\n".join(large)
 
 
 def test_files_are_short():

@@ -1,4 +1,4 @@
-"""The tutorials run from top to bottom, in their smoke setting."""
+"""The tutorials run from top to bottom, in their smoke setting; the docs build executes them in full."""
 
 import re
 import warnings
@@ -29,7 +29,7 @@ def test_there_are_tutorials():
     assert len(TUTORIALS) >= 2 and all(code(path).strip() for path in TUTORIALS)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(path, monkeypatch, tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
