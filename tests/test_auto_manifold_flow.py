@@ -499,6 +499,7 @@ def test_the_posterior_of_a_mixed_model(fitted, tmp_path):
     torch.testing.assert_close(loaded.log_prob(draws), log_q)
 
 
+@pytest.mark.thorough  # the evidence says the same sooner
 def test_nuts_agrees(fitted):
     """Means and spreads of NUTS with ManifoldReparam, its own noise allowed for."""
     mcmc = infer.MCMC(infer.NUTS(pf.manifolds.ManifoldReparam()(mixed)), num_samples=300, warmup_steps=120, disable_progbar=True)

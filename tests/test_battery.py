@@ -409,7 +409,7 @@ def test_gradients_of_the_two_ways_agree(case):
 
 @each(ZOO)
 def test_float32(case):
-    transform, x, context = perturbed(case, torch.float32), case.points(500).float(), case.context(500)
+    transform, x, context = perturbed(case, torch.float32), case.points(100).float(), case.context(100)
     context = None if context is None else context.float()
     exact = perturbed(case)
     for there, back in (WAYS, WAYS[::-1]):
