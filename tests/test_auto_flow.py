@@ -369,7 +369,7 @@ ERRORS = {
     "affine": (lambda: X3(affine="full"), OptionError, "affine='full'.*'full_rank'"),
     "base name": (lambda: X3(base="cauchy"), OptionError, "base='cauchy'.*student_t"),
     "base type": (lambda: X3(base=3), OptionError, "base=3"),
-    "base dim": (lambda: X3(base=lambda d: Shifted(d + 1)).setup(), ShapeError, "base has dim 4.* 3"),
+    "base dim": (lambda: X3(base=lambda d: Shifted(d + 1)).setup(), ShapeError, "base has points of shape .4,.*3,"),
     "scale 0": (lambda: X3(init_scale=0.0), OptionError, "init_scale must be positive and finite, got 0.0"),
     "scale NaN": (lambda: X3(init_scale=float("nan")), OptionError, "init_scale.*got nan"),
     "scale inf": (lambda: X3(init_scale=float("inf")), OptionError, "init_scale.*got inf"),

@@ -24,10 +24,10 @@ import pyro_flows as pf
 from pyro_flows import AutoFlow, AutoManifoldFlow, AutoStochasticFlow
 from pyro_flows.errors import ConvergenceWarning, ModelError, OptionError, SupportError, SupportWarning
 from pyro_flows.guides import init_to_typical
-from pyro_flows.guides.angle_layers import AnglePlaces, angle_shapes
 from pyro_flows.guides.angle_profiles import AngleProfiles
-from pyro_flows.guides.direction_layers import DirectionPlaces, DirectionShapes
-from pyro_flows.guides.modes import Others, go_round, look_around, widths
+from pyro_flows.guides.angles import AngleCentres, angle_shapes
+from pyro_flows.guides.directions import DirectionCentres, DirectionShapes
+from pyro_flows.guides.modes import OtherModes, angle_profiles, circle_variances, other_modes
 from pyro_flows.manifolds import (
     ManifoldReparam,
     Product,
@@ -95,10 +95,10 @@ def tabulated(profiles):
 
 
 LAYERS = {
-    "places": (Sphere(3), lambda c: DirectionPlaces(3, 1, c)),
-    "places in R^5": (Sphere(5), lambda c: DirectionPlaces(5, 1, c)),
+    "centres": (Sphere(3), lambda c: DirectionCentres(3, 1, c)),
+    "centres in R^5": (Sphere(5), lambda c: DirectionCentres(5, 1, c)),
     "shapes": (Sphere(3), lambda c: DirectionShapes(3, 1, c, layers=2)),
-    "angle places": (Torus(3), lambda c: AnglePlaces(3, c)),
+    "angle centres": (Torus(3), lambda c: AngleCentres(3, c)),
     "angle profiles": (Torus(2), lambda c: tabulated(AngleProfiles(2))),
     "angle shapes": (Torus(3), lambda c: angle_shapes(3, c)),
 }
@@ -124,23 +124,23 @@ def test_layers_change_volumes_as_they_say(name, context_dim):
 @pytest.mark.parametrize("antipode", (False, True))
 @pytest.mark.parametrize("n", (2, 3, 5))
 def test_poles_and_equators_have_gradients(n, antipode):
-    places = DirectionPlaces(n, 1, 0)
-    places.place(torch.eye(n)[-1:], 1e-3 * torch.eye(n - 1)[None], Others(torch.tensor([antipode]), torch.tensor([False])))
+    centres = DirectionCentres(n, 1, 0)
+    centres.start_at(torch.eye(n)[-1:], 1e-3 * torch.eye(n - 1)[None], OtherModes(torch.tensor([antipode]), torch.tensor([False])))
     special = torch.cat([torch.eye(n), -torch.eye(n)]).requires_grad_()
-    y, ladj = places.forward_and_ladj(special)
-    back, inverse_ladj = places.inverse_and_ladj(y)
+    y, ladj = centres.forward_and_ladj(special)
+    back, inverse_ladj = centres.inverse_and_ladj(y)
     torch.testing.assert_close(back, special)
     ends = special[..., 0].abs() == 1  # the density of two ends is zero half-way between them
     torch.testing.assert_close(inverse_ladj[ends], -ladj[ends])
     for value in (y.sum() + ladj.sum(), back.sum() + inverse_ladj.sum()):
-        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, (special, *places.parameters()), retain_graph=True))
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, (special, *centres.parameters()), retain_graph=True))
 
 
 def test_several_directions_are_those_of_one_side_by_side():
-    places = perturbed(DirectionPlaces(3, 2, 0))
-    places.place(torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([0.05, 0.2]).view(2, 1, 1) * torch.eye(2))
-    draws = places.forward_and_ladj(Sphere(3).random_uniform((4000, 2)).flatten(-2))[0].unflatten(-1, (2, 3))
-    angles = (draws * places.poles).sum(-1).clamp(-1, 1).acos()
+    centres = perturbed(DirectionCentres(3, 2, 0))
+    centres.start_at(torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([0.05, 0.2]).view(2, 1, 1) * torch.eye(2))
+    draws = centres.forward_and_ladj(Sphere(3).random_uniform((4000, 2)).flatten(-2))[0].unflatten(-1, (2, 3))
+    angles = (draws * centres.poles).sum(-1).clamp(-1, 1).acos()
     torch.testing.assert_close(angles.median(0).values / torch.tensor([0.05, 0.2]), torch.full((2,), 1.17), atol=0.06, rtol=0)
     shapes = perturbed(DirectionShapes(3, 2, 0))
     x = Sphere(3).random_uniform((2,))
@@ -155,15 +155,15 @@ def test_several_directions_are_those_of_one_side_by_side():
 def test_wide_angles_that_are_tied_closely():
     """What one angle is decides the next to a hundredth, twice over: their differences are as narrow as they should be."""
     root = torch.tensor([[0.6, 0.0, 0.0], [0.6, 0.01, 0.0], [-1.2, 0.0, 0.01]]) * torch.tensor([[1.0], [1.0], [0.75]])
-    places = perturbed(AnglePlaces(3, 0))
-    places.place(torch.tensor([3.1, 1.0, 0.0]), torch.zeros(3, 0), root)
-    places.turns.data[2, 0] = 0.0  # the part of 1.5 that is not a whole number is only nearly right
-    y = places.forward_and_ladj(Torus(3).random_uniform((20_000,)))[0].detach()
-    first, second, third = Torus(3).project(y - places.poles).unbind(-1)
+    centres = perturbed(AngleCentres(3, 0))
+    centres.start_at(torch.tensor([3.1, 1.0, 0.0]), torch.zeros(3, 0), root)
+    centres.turns.data[2, 0] = 0.0  # the part of 1.5 that is not a whole number is only nearly right
+    y = centres.forward_and_ladj(Torus(3).random_uniform((20_000,)))[0].detach()
+    first, second, third = Torus(3).project(y - centres.poles).unbind(-1)
     assert first.std() == pytest.approx(0.6, abs=0.06)
     assert (second - first).std() == pytest.approx(0.01, abs=5e-4)
     assert Torus(1).project(third + 2 * first).std() == pytest.approx(0.0075, abs=5e-4)
-    torch.testing.assert_close(Torus(3).project(places.forward_and_ladj(places.inverse_and_ladj(y)[0])[0] - y), 0 * y, atol=1e-7, rtol=0)
+    torch.testing.assert_close(Torus(3).project(centres.forward_and_ladj(centres.inverse_and_ladj(y)[0])[0] - y), 0 * y, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("size", (1.0, 1e-3))
@@ -171,11 +171,11 @@ def test_placed_angles_are_normal_with_all_their_correlations(size):
     """Angles around the seam, given two numbers: their covariance is the one asked for."""
     root = 0.2 * size * torch.tensor([[1.0, 0.0, 0.0], [-0.8, 0.5, 0.0], [0.3, 0.6, 0.4]])
     on_context, poles = 0.1 * size * torch.tensor([[1.0, -0.5], [0.0, 1.0], [2.0, 0.5]]), torch.tensor([3.1, -3.1, 0.5])
-    places = perturbed(AnglePlaces(3, 2))
-    places.place(poles, on_context, root)
+    centres = perturbed(AngleCentres(3, 2))
+    centres.start_at(poles, on_context, root)
     context = torch.randn(40_000, 2)
     with torch.no_grad():
-        offsets = Torus(3).project(places.forward_and_ladj(Torus(3).random_uniform((40_000,)), context)[0] - poles)
+        offsets = Torus(3).project(centres.forward_and_ladj(Torus(3).random_uniform((40_000,)), context)[0] - poles)
     offsets, root, on_context = (t / size for t in (offsets, root, on_context))
     torch.testing.assert_close(offsets.mean(0), torch.zeros(3), atol=0.01, rtol=0)
     torch.testing.assert_close(offsets.T.cov(), on_context @ on_context.T + root @ root.T, atol=4e-3, rtol=0)
@@ -190,9 +190,9 @@ def test_many_angles_turn_with_their_context_alone():
     root[1, 0] = 0.04
     on_context = torch.zeros(dim, 1)
     on_context[0] = 0.05
-    places = AnglePlaces(dim, 1)
-    places.place(torch.zeros(dim), on_context, root)
-    y = places.forward_and_ladj(torch.zeros(2, dim), torch.tensor([[0.0], [1.0]]))[0].detach()
+    centres = AngleCentres(dim, 1)
+    centres.start_at(torch.zeros(dim), on_context, root)
+    y = centres.forward_and_ladj(torch.zeros(2, dim), torch.tensor([[0.0], [1.0]]))[0].detach()
     torch.testing.assert_close(y[1] - y[0], on_context.squeeze(-1), atol=1e-6, rtol=0)
 
 
@@ -232,21 +232,21 @@ def test_a_profile_is_drawn_from_its_table():
 
 def test_profiles_and_looks_of_strange_densities_are_finite():
     angle, index = torch.zeros(1), torch.arange(1)
-    one = go_round(lambda z: torch.where(z[:, 0] > 3, torch.inf, torch.where(z[:, 0] < 0, torch.nan, -z[:, 0])), angle, index)[0].softmax(-1)
+    one = angle_profiles(lambda z: torch.where(z[:, 0] > 3, torch.inf, torch.where(z[:, 0] < 0, torch.nan, -z[:, 0])), angle, index)[0].softmax(-1)
     assert one.isfinite().all() and one[1:100].sum() < 1e-6 and one[128] > 2 * one[200] > 0
     for nothing in (torch.nan, -torch.inf):
-        assert not go_round(lambda z, v=nothing: torch.full_like(z[:, 0], v), angle, index).any()
-        found = look_around(lambda z, v=nothing: torch.full_like(z[:, 0], v), torch.eye(3)[0], torch.arange(3), torch.eye(3)[:1], torch.ones(1))
-        assert not found.antipode.any() and not found.elsewhere.any()
+        assert not angle_profiles(lambda z, v=nothing: torch.full_like(z[:, 0], v), angle, index).any()
+        modes = other_modes(lambda z, v=nothing: torch.full_like(z[:, 0], v), torch.eye(3)[0], torch.arange(3), torch.eye(3)[:1], torch.ones(1))
+        assert not modes.antipode.any() and not modes.elsewhere.any()
 
 
 @pytest.mark.parametrize("scale", (0.1, 1e-3))
 def test_widths_are_those_of_the_density_where_curvatures_are_not(scale):
     """A mode that is normal along one axis and falls as a fourth power along the other, where its curvature is zero."""
     pole, axes = torch.eye(3)[2], torch.eye(3)[:, :2]
-    found = widths(lambda x: -0.5 * (x[:, 0] / scale) ** 2 - (x[:, 1] / scale) ** 4, pole, torch.arange(3), pole, axes, torch.ones(2))
+    variances = circle_variances(lambda x: -0.5 * (x[:, 0] / scale) ** 2 - (x[:, 1] / scale) ** 4, pole, torch.arange(3), pole, axes, torch.ones(2))
     fourth = math.gamma(0.75) / math.gamma(0.25)
-    torch.testing.assert_close((found / scale**2).sqrt(), torch.tensor([1.0, fourth**0.5]), rtol=0.08, atol=0)
+    torch.testing.assert_close((variances / scale**2).sqrt(), torch.tensor([1.0, fourth**0.5]), rtol=0.08, atol=0)
 
 
 def test_no_angle_is_worth_more_than_its_circle():
@@ -262,9 +262,9 @@ def test_no_angle_is_worth_more_than_its_circle():
         return value, gradient
 
     points, noise = torch.tensor([[-2.1, 0.1], [2.1, 0.1]]), torch.randn(256, 2)
-    room = torch.tensor([torch.inf, math.log(2 * math.pi)])
+    log_lengths = torch.tensor([torch.inf, math.log(2 * math.pi)])
     assert find_start(density, value_and_grad, points, 0.1, noise)[0].loc[0] > 0
-    assert find_start(density, value_and_grad, points, 0.1, noise, room)[0].loc[0] < 0
+    assert find_start(density, value_and_grad, points, 0.1, noise, log_lengths)[0].loc[0] < 0
 
 
 # The guide's density.
@@ -326,7 +326,7 @@ def test_single_precision_and_large_concentration():
     torch.set_default_dtype(torch.float32)
     guide = AutoManifoldFlow(everything).setup()
     wide = torch.eye(guide.latent_dim)
-    guide.place(guide.loc, 1e-3 * wide)
+    guide.start_at(guide.loc, 1e-3 * wide)
     z, log_q = guide.flow().rsample_and_log_prob((100,))
     assert z.dtype == torch.float32 and constraints.sphere.check(guide.unpack(z)["x"]).all()
     assert torch.isfinite(log_q).all()
@@ -402,7 +402,7 @@ def test_predictive_lists_and_summaries():
     both.append(AutoNormal(pyro.poutine.block(mixed, hide=["x"])))
     assert math.isfinite(SVI(mixed, both, Adam({"lr": 1e-3}), Trace_ELBO()).step(Y, COUNTS))
     seam = AutoManifoldFlow(everything).setup()
-    seam.place(seam.loc, 0.1 * torch.eye(seam.latent_dim))
+    seam.start_at(seam.loc, 0.1 * torch.eye(seam.latent_dim))
     low, high = seam.quantiles([0.05, 0.95])["phase"]
     assert 0.1 < high - low < 1.0
     assert abs(seam.median()["x"].norm(dim=-1) - 1).max() < 1e-6
@@ -593,9 +593,9 @@ def test_flow_vi_keeps_both_of_two_modes_without_a_curvature():
 
 
 def three_modes():
-    places = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.6, 0.0, 0.8]])
+    centres = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.6, 0.0, 0.8]])
     x = pyro.sample("x", UniformSphere(3))
-    pyro.factor("modes", (torch.tensor([0.5, 0.3, 0.2]).log() + 50 * ((places * x.unsqueeze(-2)).sum(-1) - 1)).logsumexp(-1))
+    pyro.factor("modes", (torch.tensor([0.5, 0.3, 0.2]).log() + 50 * ((centres * x.unsqueeze(-2)).sum(-1) - 1)).logsumexp(-1))
 
 
 def test_flow_vi_finds_three_modes_of_a_direction_and_their_weights():
@@ -614,7 +614,7 @@ def test_a_guide_that_misses_a_mode_is_called_poor(model):
     args = () if model is three_modes else (1.5 * torch.cos(TIMES - 2.0),)
     at = {"x": torch.tensor([1.0, 0.0, 0.0])} if model is three_modes else {"amplitude": torch.tensor(1.5), "phase": torch.tensor(1.0)}
     guide = AutoManifoldFlow(model, flow=None).setup(*args)
-    guide.place(guide.pack(at), 0.1 * torch.eye(guide.latent_dim))
+    guide.start_at(guide.pack(at), 0.1 * torch.eye(guide.latent_dim))
     posterior = Posterior.from_guide(guide, *args)
     assert posterior.verdict == "poor" and "misses a mode" in posterior.reasons[0]
     assert ("of x lies" if model is three_modes else "of phase lies") in posterior.reasons[0]
@@ -638,7 +638,7 @@ def test_flow_vi_takes_angles_that_depend_on_each_other():
 def test_an_angle_across_the_seam_is_plotted_in_one_piece():
     model = prior(dist.VonMises(3.1, 20.0))
     guide = AutoManifoldFlow(model, flow=None).setup()
-    guide.place(torch.tensor([3.1]), torch.tensor([[0.22]]))
+    guide.start_at(torch.tensor([3.1]), torch.tensor([[0.22]]))
     posterior = pf.Posterior.from_guide(guide, num_samples=200)
     low, high = posterior.plot(num_samples=200).axes[2].get_xlim()
     assert high - low < math.pi and low < 3.1 < high
@@ -723,6 +723,23 @@ def test_angles_taken_for_numbers_are_warned_of(make):
 def test_guides_of_the_circle_do_not_warn():
     AutoManifoldFlow(angles).setup()
     pf.guides.auto_guide(angles).setup()
+
+
+@pytest.mark.parametrize("make", (AutoFlow, AutoManifoldFlow, AutoStochasticFlow))
+def test_every_guide_draws_with_a_density(make):
+    guide = make(lambda: pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))).setup()
+    pyro.set_rng_seed(0)
+    z, log_q = guide.sample_and_log_prob(5)
+    assert z.shape == (5, 2)
+    torch.testing.assert_close(log_q, guide.flow().log_prob(z))
+
+
+def test_a_site_that_no_block_takes_is_refused():
+    class Numbers(AutoManifoldFlow):
+        kinds = AutoManifoldFlow.kinds[:1]
+
+    with pytest.raises(SupportError, match="no kind of block takes all of the latent sites number, a, b"):
+        Numbers(angles).setup()
 
 
 def test_observed_directions_off_the_sphere_are_refused():

@@ -336,15 +336,13 @@ def test_an_augmented_fit_says_that_its_loss_is_a_bound():
 
 
 def test_the_upper_bound_of_an_augmented_flow_at_its_draws():
-    flow = moved(pf.flows.cnf(1, augment=1, hidden_features=(8, 8), solver="rk4", steps=8))
+    flow = moved(pf.flows.cnf(1, augment=1, hidden_features=(8, 8), solver="rk4", steps=4))
     with torch.no_grad():
         d = flow()
-        x, upper = d.sample_and_log_prob((300,), num_particles=8)
-        log_prob = d.log_prob_bound(x, 3000)  # close to the log density
-        _, tighter = d.sample_and_log_prob((300,), num_particles=300)
-    assert x.shape == (300, 1) and upper.shape == (300,)
-    assert (upper - log_prob).mean() > -0.01
-    assert tighter.shape == (300,) and tighter.isfinite().all()
+        x, upper = d.sample_and_log_prob((200,), num_particles=4)
+        log_prob = d.log_prob_bound(x, 500)  # close to the log density
+    assert x.shape == (200, 1) and upper.shape == (200,)
+    assert (upper - log_prob).mean() > 0
 
 
 def carried(flow: ContinuousFlow, x: Tensor, wanted: Tensor, steps: int = 150) -> float:

@@ -141,7 +141,7 @@ def test_missed_modes_are_measured():
         loc, other = torch.zeros(2, 4, dtype=guide.loc.dtype)
         loc[3], other[3] = at, -at
         root = torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.3]))
-        guide.place(loc, root)
+        guide.start_at(loc, root)
         log_joint = LogJoint(two_heights, guide)
         found = math.log(0.8 if at < 0 else 0.2)  # of an evidence of 1
         shares[at] = missed_modes(guide, log_joint, [(other, root), (other, 1.3 * root), (loc, root), (loc, 0.3 * root)], found)

@@ -76,6 +76,38 @@ def test_quadrature(manifold):
         assert z.abs().max() < 4.5
 
 
+@pytest.mark.parametrize("manifold", (M.Sphere(3), M.Sphere(2), M.Torus(1), M.Torus(3)), ids=repr)
+def test_normal_vectors_stand_for_uniform_points(manifold):
+    z = normal(0, 4000, *manifold.normal_shape(torch.Size([manifold.size])))
+    x = manifold.from_normal(z)
+    assert x.shape == (4000, manifold.size) and manifold.contains(x).all()
+    close(manifold.from_normal(manifold.to_normal(x)), x)
+    assert manifold.features(x).mean(0).abs().max() < 0.06 and manifold.features(x).shape == (4000, manifold.feature_dim)
+
+
+@pytest.mark.parametrize("manifold", (M.Sphere(4), M.Torus(1), M.Torus(3), M.Simplex(3)), ids=repr)
+def test_points_all_round_start_at_the_point(manifold):
+    point = manifold.random_uniform((), torch.float64)
+    points = manifold.all_round(point, 64)
+    assert points.shape == (64, manifold.size) and manifold.contains(points).all()
+    close(points[0], point)
+    assert (points[1:] - point).abs().amax() > 0.5
+
+
+def test_angles_are_unwrapped_around_their_mean():
+    draws = M.Torus(2).project(torch.tensor([math.pi, 0.5]) + 0.1 * normal(0, 500, 2))
+    close(M.Torus(2).unwrap(draws).std(0), M.Torus(2).project(draws - torch.tensor([math.pi, 0.5])).std(0), 1e-6)
+    assert M.Torus(2).single == M.Torus(1) and M.Sphere(3).single == M.Sphere(3)
+    x = M.Sphere(3).random_uniform((5,))
+    assert M.Sphere(3).unwrap(x) is x and M.Simplex(3).latent("x") is None
+
+
+@pytest.mark.parametrize("ask", ("normal_shape", "from_normal", "to_normal"))
+def test_a_manifold_says_what_it_has_no_rule_for(ask):
+    with pytest.raises(OptionError, match="Simplex.n=3.*normal vectors"):
+        getattr(M.Simplex(3), ask)(torch.Size([3]) if ask == "normal_shape" else torch.ones(3) / 3)
+
+
 def test_no_quadrature_is_said():
     for manifold in (M.Sphere(4), M.Simplex(4), M.Torus(3)):
         with pytest.raises(OptionError, match="no quadrature"):

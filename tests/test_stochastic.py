@@ -425,3 +425,20 @@ def test_what_is_refused():
     with pytest.raises(OptionError, match="too many to list"):
         deep.layers[1].branches(torch.zeros(40))
     assert deep().log_prob_bound(torch.zeros(40), 5).isfinite()
+
+
+def test_a_transform_is_a_layer_without_an_index():
+    """Wrapped or as it is, a transform gives the same flow; names of parameters are those of the transform."""
+    transform = pf.transforms.Affine(2)
+    plain = StochasticFlow(2, [LWTACoupling(2, 2, **SMALL), transform])
+    wrapped = StochasticFlow(2, [plain.layers[0], pf.stochastic.Deterministic(transform)])
+    assert {name for name in plain.state_dict() if name.startswith("layers.1.")} == {f"layers.1.{name}" for name in transform.state_dict()}
+    assert [layer.has_index for layer in plain.steps] == [True, False] and len(plain.stochastic) == 1
+    x = torch.randn(5, 2)
+    assert torch.equal(plain().log_prob(x), wrapped().log_prob(x))
+    for flow in (plain, copy.deepcopy(plain)):  # the steps of a copy are its own
+        before = flow().log_prob(x)
+        with torch.no_grad():
+            next(flow.layers[1].parameters()).add_(1.0)
+        assert not torch.equal(flow().log_prob(x), before)
+    assert torch.equal(plain().log_prob(x), wrapped().log_prob(x))

@@ -42,7 +42,7 @@ class FlowMatching(Objective):
 
     .. math:: E \big\|f\big(t, (1 - t) z + t x\big) - (x - z)\big\|^2, \qquad t \sim U(0, 1),\ z \sim \text{base},\ x \sim \text{data}
 
-    Its minimiser :math:`f(t, \cdot)` is the mean of :math:`x - z` given the place at time :math:`t`, and carries the base to the distribution of
+    Its minimiser :math:`f(t, \cdot)` is the mean of :math:`x - z` given the point at time :math:`t`, and carries the base to the distribution of
     the data. On a sphere or a torus the paths are geodesics. With the coupling ``"ot"`` each batch pairs its ``z`` and ``x`` so that they are close:
     paths cross less, and are straighter.
 

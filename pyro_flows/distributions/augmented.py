@@ -181,7 +181,7 @@ class AugmentedFlow(Flow):
     def num_classes(self) -> int:
         return 0
 
-    def forward(self, context: Tensor | None = None) -> AugmentedDistribution:  # type: ignore[override]
+    def forward(self, context: Tensor | None = None) -> AugmentedDistribution:
         return AugmentedDistribution(super().forward(context), self._dim, lambda x: self.encode(x, context))
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

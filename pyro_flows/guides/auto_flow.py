@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyro
 import torch
@@ -13,13 +13,14 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from torch import Tensor, nn
 
-from ..distributions import Flow, FlowDistribution, Gaussian
+from ..distributions import Flow, FlowDistribution
 from ..errors import OptionError, ParamStoreError
 from ..model.sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj, warn_of_angles
-from ..transforms import Compose, ContractiveResidual, FlowTransform, Standardize, TriangularLinear
-from .affine_layer import affine_layer
-from .default_flow import default_flow
-from .inner_flow import BASES, FlowSpec, check_spec, inner_flow
+from ..transforms import FlowTransform
+from .block import Block
+from .euclidean import EuclideanBlock
+from .inner_flow import BASES, FlowSpec, check_spec
+from .of_blocks import OfBlocks
 from .pushforward import AsPushforward
 
 __all__ = ["AutoFlow"]
@@ -42,7 +43,7 @@ class TrainingOptions(Protocol):
         """What is optimised, by name or as an object."""
 
 
-class AutoFlow(AutoContinuous):
+class AutoFlow(OfBlocks, AutoContinuous):
     """A normalizing flow over all continuous latent sites of a model: base, flow, affine layer, supports.
 
     The flow starts at the identity and the affine layer at a small Gaussian around the initial point, so an untrained guide is a mean-field one.
@@ -87,6 +88,7 @@ class AutoFlow(AutoContinuous):
     """
 
     prototype_trace: Any
+    kinds: ClassVar[tuple[type[Block], ...]] = (EuclideanBlock,)  # of blocks, in the order in which they depend on each other
 
     def __init__(
         self,
@@ -105,8 +107,9 @@ class AutoFlow(AutoContinuous):
         if not 0 < init_scale < float("inf"):
             raise OptionError(f"init_scale must be positive and finite, got {init_scale}")
         super().__init__(model, init_loc_fn=init_loc_fn)
-        self.config = {"flow": flow, "affine": affine, "base": base, "init_scale": init_scale}
+        self.config: dict[str, Any] = {"flow": flow, "affine": affine, "base": base, "init_scale": init_scale}
         self.sites: list[LatentSite] = []
+        self.blocks: list[Block] = []
 
     _check_flow = staticmethod(check_spec)
     _prototype_hide_fn = staticmethod(_hidden)
@@ -115,13 +118,14 @@ class AutoFlow(AutoContinuous):
         trace = self.first_trace(*args, **kwargs)
         sites = self._read_sites(trace)  # before the parent's own, terser errors
         loc = pack(sites, {s.name: trace.nodes[s.name]["value"] for s in sites})
-        flow = self._build(sites, loc.detach())
+        blocks = [block for kind in self.kinds for block in kind.of(sites)]
+        flow = self._build(sites, blocks, loc.detach())
         with torch.no_grad(), _replaying(self, self._as_parent_sees(poutine.replay(self._model[0], trace=trace), sites)):
             super()._setup_prototype(*args, **kwargs)
         prototype = self.prototype_trace
         self.prototype_trace = None  # not set up, if what follows fails
         self._check_supports(sites, trace, loc + 0.1, args, kwargs)
-        self.prototype_trace, self.sites, self.flow = prototype, sites, flow
+        self.prototype_trace, self.sites, self.blocks, self.flow = prototype, sites, blocks, flow
         self.config = {k: "custom" if callable(v) else v for k, v in self.config.items()}  # a lambda has done its work, and cannot be pickled
 
     def first_trace(self, *args: Any, **kwargs: Any) -> poutine.Trace:
@@ -146,46 +150,12 @@ class AutoFlow(AutoContinuous):
         check_fixed(sites, z, moved.nodes)
 
     def _as_parent_sees(self, model: Callable[..., Any], sites: list[LatentSite]) -> Callable[..., Any]:
-        """The model as ``AutoContinuous`` reads it."""
+        """The model as ``AutoContinuous`` is to read it: with supports that have bijections from the reals."""
         return model
 
-    def _build(self, sites: list[LatentSite], loc: Tensor) -> Flow:
-        dim = loc.numel()
-        inner = default_flow(sites, dim) if self.config["flow"] == "auto" else inner_flow(self.config["flow"], dim)
-        layers = [] if inner is None else [inner.transform if isinstance(inner, Flow) else inner]
-        for layer in layers[0].modules() if layers else ():
-            if isinstance(layer, ContractiveResidual) and layer.log_det == "auto":
-                layer.log_det = "exact"  # the ELBO bears an estimate, importance weights do not: k-hat and evidence would be wrong
-        affine = affine_layer(self.config["affine"], dim, self.config["init_scale"])  # type: ignore[arg-type]
-        layers += [affine, Standardize(loc, torch.eye(dim, dtype=loc.dtype, device=loc.device))]
-        make = self.config["base"]
-        if make is None:
-            base = inner.base if isinstance(inner, Flow) else Gaussian(dim)
-        else:
-            base = BASES[make](dim) if isinstance(make, str) else make(dim)  # type: ignore[operator]
-        return Flow(base, Compose(layers)).to(loc)
-
-    # Parts of the flow, read past Pyro's module hooks: a parameter registered under two names would be stepped twice.
-
-    @property
-    def inner(self) -> list[FlowTransform]:
-        """The layers between the base and the affine layer: empty without a flow."""
-        return list(self._modules["flow"].transform.parts)[:-2]  # type: ignore[union-attr]
-
-    @property
-    def affine(self) -> FlowTransform:
-        """The learned affine layer."""
-        return self._modules["flow"].transform[-2]  # type: ignore[union-attr, index]
-
-    @property
-    def standardize(self) -> Standardize:
-        """The fixed location and scale, outermost."""
-        return self._modules["flow"].transform[-1]  # type: ignore[union-attr, index]
-
-    @property
-    def loc(self) -> Tensor:
-        """The point that the fixed layer puts the guide around, ``(d,)``."""
-        return self.standardize.loc.clone()
+    def _build(self, sites: list[LatentSite], blocks: list[Block], loc: Tensor) -> Flow:
+        base, transform = blocks[0].build(sites, loc, 0, self.config)
+        return Flow(base, transform).to(loc)
 
     # The stages of FlowVI.
 
@@ -199,48 +169,13 @@ class AutoFlow(AutoContinuous):
         return "path" if name == "auto" else name
 
     @property
-    def foldable(self) -> bool:
-        """Whether what the affine layer has learned can be moved into the fixed one, see :meth:`fold`."""
-        return isinstance(self.affine, TriangularLinear)
-
-    @property
     def keeps_start(self) -> bool:
         """Whether a start that was found is left as it is until the flow is trained."""
         return False
 
-    def affine_flow(self) -> Flow:
-        """The guide's distribution without the layers between base and affine layer; it shares their parameters."""
-        return Flow(self.flow.base, Compose([self.affine, self.standardize]))
-
-    def lift(self, z: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The latent vector that a point of ``R^d`` stands for, and what a density over such points has beyond that of the vector, in logarithms."""
-        return z, 0.0
-
-    def room(self) -> Tensor:
-        """The logarithms of how long the intervals are that the coordinates of :meth:`lift`'s points live on, ``(d,)``: infinite for numbers."""
-        return torch.full_like(self.loc, torch.inf)
-
-    @torch.no_grad()
-    def place(self, loc: Tensor, scale_tril: Tensor, log_density: Callable[[Tensor], Tensor] | None = None) -> bool:
-        """Start at the Gaussian ``N(loc, scale_tril scale_tril^T)`` over :meth:`lift`'s points: the affine layer is set to the identity.
-
-        A ``log_density`` of those points is for guides that look for other modes; this one does not.
-
-        Returns:
-            Whether some coordinates start evenly everywhere, and must first find where the posterior is.
-        """
-        self.standardize.set(loc, scale_tril)
-        for parameter in self.affine.parameters():
-            parameter.zero_()
-        return False
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Move what the affine layer, a triangular one, has learned into the fixed one."""
-        affine, fixed = self.affine, self.standardize
-        fixed.set(fixed.forward_and_ladj(affine.shift)[0], fixed.scale_tril @ affine.weight())  # type: ignore[arg-type, operator]
-        for parameter in affine.parameters():
-            parameter.zero_()
+    def sample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        """Draws of the latent vector ``(n, d)`` and their log density ``(n,)``."""
+        return self._modules["flow"]().rsample_and_log_prob((n,))
 
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Run the model once, with its arguments, and make all parameters. Returns the guide."""
@@ -278,8 +213,8 @@ class AutoFlow(AutoContinuous):
         params = pyro.get_param_store()._params
         prefix = f"{self._pyro_get_fullname('flow')}$$$"
         for name, parameter in self._modules["flow"].named_parameters():
-            held = params.get(prefix + name)
-            if held is not None and held is not parameter:
+            stored = params.get(prefix + name)
+            if stored is not None and stored is not parameter:
                 raise ParamStoreError(
                     f"Pyro's parameter store already holds {prefix + name!r}, from another guide or a loaded file, so this guide would not be "
                     "trained. Call pyro.clear_param_store() before making a new guide; to load saved parameters use guide.load_state_dict"
@@ -301,15 +236,23 @@ class AutoFlow(AutoContinuous):
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, num_samples: int = 4000, **kwargs: Any) -> dict[str, Tensor]:
-        """Marginal quantiles of each site from ``num_samples`` draws; each of shape ``(len(quantiles), *site_shape)``."""
+        """Marginal quantiles of each site's coordinates from ``num_samples`` draws; each of shape ``(len(quantiles), *site_shape)``.
+
+        Those of an angle are counted from its mean direction, and may lie outside ``[-pi, pi)``.
+        """
         self.setup(*args, **kwargs)
         samples = self.unpack(self._modules["flow"]().sample((num_samples,)))
-        return {k: torch.quantile(v, torch.as_tensor(quantiles, dtype=v.dtype, device=v.device), dim=0) for k, v in samples.items()}
+        values = {s.name: s.unwrap(samples[s.name]) for s in self.sites}
+        return {k: torch.quantile(v, torch.as_tensor(quantiles, dtype=v.dtype, device=v.device), dim=0) for k, v in values.items()}
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Marginal medians of each site, from draws."""
-        return {k: v[0] for k, v in self.quantiles([0.5], *args, **kwargs).items()}
+        """Marginal medians of each site, from draws; directions have length one, angles lie in ``[-pi, pi)``.
+
+        A direction that is as likely as its opposite has no median: each call gives another point. Look at draws then.
+        """
+        medians = self.quantiles([0.5], *args, **kwargs)
+        return {s.name: s.project(medians[s.name][0]) for s in self.sites}
 
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():

@@ -18,6 +18,7 @@ from ..model.sites import LatentSite, init_to_typical
 from ..stochastic import StochasticFlow
 from ..transforms import FlowTransform, Standardize
 from .auto_flow import AutoFlow, TrainingOptions
+from .block import Block, Layers
 
 __all__ = ["AutoStochasticFlow"]
 
@@ -85,7 +86,8 @@ class AutoStochasticFlow(AutoFlow):
         init_loc_fn: Callable[..., Any] = init_to_typical,
         init_scale: float = 1.0,
     ) -> None:
-        super().__init__(model, flow, "diagonal", None, init_loc_fn, init_scale)  # type: ignore[arg-type]
+        spec: Any = flow
+        super().__init__(model, spec, "diagonal", None, init_loc_fn, init_scale)
         self.config = {"flow": flow, "init_scale": init_scale}
 
     @staticmethod
@@ -95,45 +97,33 @@ class AutoStochasticFlow(AutoFlow):
         if not isinstance(flow, (str, StochasticFlow)) and (isinstance(flow, nn.Module) or not callable(flow)):
             raise OptionError(f"flow must be a name, a StochasticFlow or a function of the dimension, got {type(flow).__name__}: see AutoFlow")
 
-    def _build(self, sites: list[LatentSite], loc: Tensor) -> StochasticFlow:  # type: ignore[override]
+    def _build(self, sites: list[LatentSite], blocks: list[Block], loc: Tensor) -> StochasticFlow:  # type: ignore[override]
         spec: Any = self.config["flow"]
         dim = loc.numel()
         inner = spec if isinstance(spec, StochasticFlow) else (RECIPES[spec] if isinstance(spec, str) else spec)(dim)
         if not isinstance(inner, StochasticFlow):
             raise OptionError(f"flow= must give a StochasticFlow, got {type(inner).__name__}: AutoFlow takes bijections")
-        if inner.dim != dim or inner.context_dim:
-            raise ShapeError(
-                f"flow= must map the model's {dim} unconstrained numbers without a context; it has dim={inner.dim}, "
-                f"context_dim={inner.context_dim}: give a function of the dimension, flow=lambda dim: ..."
-            )
-        unfit = [type(layer).__name__ for layer in inner.stochastic if not layer.discrete and not hasattr(layer, "index_given")]
-        if unfit:
-            raise OptionError(f"flow= has a {unfit[0]} layer, whose index has no density of its own to draw from: use ContinuouslyIndexed layers")
-        if len({layer.discrete for layer in inner.stochastic}) > 1:
-            raise OptionError("flow= has discrete and continuous indices: a guide takes either")
-        # No affine layer that is learned: a scale for all modes together would shrink faster than they find their places.
-        layers = [*inner.layers, Standardize(loc, torch.diag(torch.full_like(loc, float(self.config["init_scale"]))))]  # type: ignore[arg-type]
-        flow = StochasticFlow(inner.base, layers, inner.max_paths).to(loc)  # type: ignore[arg-type]
-        if all(layer.discrete for layer in flow.stochastic):
-            outcomes = flow.num_outcomes
-            if not flow.exact or outcomes is None or outcomes > flow.max_paths:
-                raise OptionError(
-                    f"flow= has {outcomes or 'too many'} outcomes of a draw, more than max_paths={flow.max_paths}: use fewer units or blocks, "
-                    "raise max_paths, or take flow='lwta', which has the same number in any dimension"
-                )
+        _check_fit(inner, dim)
+        # No affine layer that is learned: a scale for all modes together would shrink faster than they find their locations.
+        unit = Standardize(loc, torch.diag(torch.full_like(loc, float(self.config["init_scale"]))))
+        flow = StochasticFlow(inner.base, [*inner.layers, unit], inner.max_paths).to(loc)
+        _check_outcomes(flow)
         return flow
 
     @property
     def inner(self) -> list[FlowTransform]:
-        return list(self._modules["flow"].layers)[:-1]  # type: ignore[union-attr, arg-type]
+        return list(self._modules["flow"].layers)[:-1]
 
     @property
     def affine(self) -> FlowTransform:
         raise OptionError("a stochastic guide has no affine layer")
 
-    @property
-    def standardize(self) -> Standardize:
-        return self._modules["flow"].layers[-1]  # type: ignore[union-attr, index, return-value]
+    def _layers_of(self, flow: Any) -> list[Layers]:
+        return [flow.layers]
+
+    def sample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        """Draws of the latent vector and their log density, or an upper bound of it where the flow has no exact one."""
+        return self._modules["flow"]().sample_and_log_prob((n,))
 
     def stages(self, options: TrainingOptions) -> tuple[str, ...]:
         return ("tempered", "flow")
@@ -155,7 +145,7 @@ class AutoStochasticFlow(AutoFlow):
     @property
     def discrete(self) -> bool:
         """Whether the flow's indices are discrete."""
-        return all(layer.discrete for layer in self._modules["flow"].stochastic)  # type: ignore[union-attr]
+        return all(layer.discrete for layer in self._modules["flow"].stochastic)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
         """There is none: the flow is no bijection."""
@@ -178,9 +168,9 @@ class AutoStochasticFlow(AutoFlow):
                 "TraceEnum_ELBO(max_plate_nesting=...), or FlowVI(model, guide)"
             )
         batch = torch.broadcast_shapes(path.shape, z.shape[:-1])
-        place = path.expand(batch).unsqueeze(-1)
-        x = points.expand(*batch, *points.shape[-2:]).gather(-2, place.unsqueeze(-1).expand(*batch, 1, z.shape[-1])).squeeze(-2)
-        log_path = log_prob.expand(*batch, -1).gather(-1, place).squeeze(-1)
+        taken = path.expand(batch).unsqueeze(-1)
+        x = points.expand(*batch, *points.shape[-2:]).gather(-2, taken.unsqueeze(-1).expand(*batch, 1, z.shape[-1])).squeeze(-2)
+        log_path = log_prob.expand(*batch, -1).gather(-1, taken).squeeze(-1)
         # From the density of base and path to that of the point: minus the reverse kernel, which is the exact posterior, and the Jacobian.
         pyro.factor(f"{name}_reverse", flow.log_lower(x) - base.log_prob(z) - log_path, has_rsample=True)
         return x
@@ -188,17 +178,44 @@ class AutoStochasticFlow(AutoFlow):
     def _draw_indices(self, flow: StochasticFlow, name: str, x: Tensor) -> Tensor:
         ladj: Tensor | float = 0.0
         indices = []
-        for i, layer in enumerate(flow.layers):
-            if isinstance(layer, FlowTransform):
-                x, more = layer.forward_and_ladj(x)
-            else:
-                u = pyro.sample(f"{name}_u{i}", layer.index_given(x), infer={"is_auxiliary": True})  # type: ignore[operator]
-                x, more, _ = layer.push(x, u)  # type: ignore[operator]
+        steps: Any = flow.steps  # whose continuous indices all have a density, see _check_fit
+        for i, step in enumerate(steps):
+            if step.has_index:
+                u = pyro.sample(f"{name}_u{i}", step.index_given(x), infer={"is_auxiliary": True})
+                x, more, _ = step.push(x, u)
                 indices.append(u)
+            else:
+                x, more, _ = step.draw(x)[1]
             ladj = ladj + more
         log_reverse = flow.infer(x, None, indices)[1]
         pyro.factor(f"{name}_reverse", -ladj - log_reverse, has_rsample=True)
         return x
+
+
+def _check_fit(inner: StochasticFlow, dim: int) -> None:
+    """An error for a flow of another size, or with indices that a guide cannot draw."""
+    if inner.dim != dim or inner.context_dim:
+        raise ShapeError(
+            f"flow= must map the model's {dim} unconstrained numbers without a context; it has dim={inner.dim}, "
+            f"context_dim={inner.context_dim}: give a function of the dimension, flow=lambda dim: ..."
+        )
+    unfit = [type(layer).__name__ for layer in inner.stochastic if not layer.discrete and not hasattr(layer, "index_given")]
+    if unfit:
+        raise OptionError(f"flow= has a {unfit[0]} layer, whose index has no density of its own to draw from: use ContinuouslyIndexed layers")
+    if len({layer.discrete for layer in inner.stochastic}) > 1:
+        raise OptionError("flow= has discrete and continuous indices: a guide takes either")
+
+
+def _check_outcomes(flow: StochasticFlow) -> None:
+    """An ``OptionError`` for a discrete flow with more outcomes of a draw than can be summed."""
+    if not all(layer.discrete for layer in flow.stochastic):
+        return
+    outcomes = flow.num_outcomes
+    if not flow.exact or outcomes is None or outcomes > flow.max_paths:
+        raise OptionError(
+            f"flow= has {outcomes or 'too many'} outcomes of a draw, more than max_paths={flow.max_paths}: use fewer units or blocks, "
+            "raise max_paths, or take flow='lwta', which has the same number in any dimension"
+        )
 
 
 def _in_training() -> bool:

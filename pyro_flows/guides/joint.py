@@ -1,46 +1,19 @@
-"""One vector of coordinates of several places, Euclidean, angles and directions: its base distribution, its support, its transform."""
+"""The joint distribution of a guide's blocks, as one vector: its base distribution, its support, its transform."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..distributions import Gaussian
-from ..manifolds import Manifold, Torus, Uniform
-from ..manifolds.torus import around
 from ..transforms import FlowTransform
+from .block import Block
 
-__all__ = ["Block", "JointBase", "JointTransform"]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some coordinates of the vector, and what they are.
-
-    Attributes:
-        index: their places in the vector, ``(k,)``.
-        manifold: ``None`` for Euclidean coordinates; a torus, or the sphere of each of ``count`` directions.
-        count: number of points.
-    """
-
-    index: Tensor
-    manifold: Manifold | None = None
-    count: int = 1
-
-    def seen(self, noise: Tensor) -> Tensor:
-        """The block's base point as later blocks see it."""
-        return around(noise) if isinstance(self.manifold, Torus) else noise
-
-    @property
-    def num_seen(self) -> int:
-        """Size of :meth:`seen`."""
-        return len(self.index) * (2 if isinstance(self.manifold, Torus) else 1)
+__all__ = ["JointBase", "JointTransform"]
 
 
 class _Support(constraints.Constraint):
@@ -51,16 +24,14 @@ class _Support(constraints.Constraint):
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = tuple(blocks)
 
-    def check(self, value: Tensor) -> Tensor:  # type: ignore[override]
+    def check(self, value: Tensor) -> Tensor:
         inside = (value == value).all(-1)
         for b in self.blocks:
-            if b.manifold is not None:
-                points = value.index_select(-1, b.index.to(value.device)).unflatten(-1, (b.count, -1))
-                inside = inside & b.manifold.contains(points).all(-1)
+            inside = inside & b.contains(value.index_select(-1, b.index.to(value.device)))
         return inside
 
     def __repr__(self) -> str:
-        return f"Joint({', '.join(str(b.manifold or f'R^{len(b.index)}') for b in self.blocks)})"
+        return f"Joint({', '.join(str(b) for b in self.blocks)})"
 
 
 class _JointDistribution(dist.TorchDistribution):
@@ -73,7 +44,7 @@ class _JointDistribution(dist.TorchDistribution):
         super().__init__(parts[0].batch_shape, torch.Size([len(back)]), validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return all(p.has_rsample for p in self.parts)
 
     @property
@@ -98,43 +69,8 @@ class _JointDistribution(dist.TorchDistribution):
         return total
 
 
-class _Uniforms(nn.Module):
-    """Uniform points of a manifold, one after the other."""
-
-    def __init__(self, manifold: Manifold, count: int) -> None:
-        super().__init__()
-        self.uniform, self.count = Uniform(manifold), count
-
-    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        one = self.uniform()
-        return one if self.count == 1 else _Flat(one, self.count)
-
-
-class _Flat(dist.TorchDistribution):
-    """``count`` independent draws of a distribution of vectors, as one vector."""
-
-    arg_constraints: dict[str, Any] = {}
-    has_rsample = True
-
-    def __init__(self, one: dist.TorchDistribution, count: int, batch_shape: Sequence[int] = ()) -> None:
-        self.one, self.count = one, count
-        super().__init__(torch.Size(batch_shape), torch.Size([count * one.event_shape[0]]), validate_args=False)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _Flat:
-        return _Flat(self.one, self.count, batch_shape)
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.one.rsample(torch.Size([*sample_shape, *self.batch_shape, self.count])).flatten(-2)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.one.sample(torch.Size([*sample_shape, *self.batch_shape, self.count])).flatten(-2)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.one.log_prob(value.unflatten(-1, (self.count, -1))).sum(-1)
-
-
 class _Order(nn.Module):
-    """Where the blocks' coordinates stand in the vector, and where the vector's stand in the blocks laid end to end."""
+    """The order of the coordinates in the vector, from that in the blocks laid end to end, and back."""
 
     back: Tensor
 
@@ -153,18 +89,17 @@ class _Order(nn.Module):
 
 
 class JointBase(nn.Module):
-    """Independent blocks: the Euclidean one with a base of its own, all others uniform on their manifolds.
+    """Independent blocks, each with a base of its own.
 
     Args:
-        blocks: the blocks, a Euclidean one first where there is one.
-        euclidean: the base module of the Euclidean block; standard normal when omitted.
+        blocks: the blocks.
+        bases: their base modules.
     """
 
-    def __init__(self, blocks: Sequence[Block], euclidean: nn.Module | None = None) -> None:
+    def __init__(self, blocks: Sequence[Block], bases: Sequence[nn.Module]) -> None:
         super().__init__()
         self.blocks, self.dim = tuple(blocks), sum(len(b.index) for b in blocks)
-        first = [Gaussian(len(b.index)) if euclidean is None else euclidean for b in blocks if b.manifold is None]
-        self.parts = nn.ModuleList([*first, *(_Uniforms(b.manifold, b.count) for b in blocks if b.manifold is not None)])
+        self.parts = nn.ModuleList(bases)
         self.order = _Order(blocks)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
@@ -176,7 +111,7 @@ class JointTransform(FlowTransform):
 
     Args:
         blocks: the blocks, in the order in which they depend on each other.
-        parts: a transform for each, whose context, if it takes one, has the size of what all earlier blocks let see.
+        parts: a transform for each, whose context, if it takes one, are the features of all earlier blocks.
 
     Cost: that of the parts in both directions. The log-determinant is that of the product of the blocks' measures.
     """
@@ -184,7 +119,7 @@ class JointTransform(FlowTransform):
     def __init__(self, blocks: Sequence[Block], parts: Sequence[FlowTransform]) -> None:
         super().__init__(sum(len(b.index) for b in blocks))
         self.blocks, self.parts, self.order = tuple(blocks), nn.ModuleList(parts), _Order(blocks)
-        self.domain = self.codomain = _Support(blocks)  # type: ignore[assignment]
+        self.domain = self.codomain = _Support(blocks)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._map(x, forward=True)
@@ -196,10 +131,11 @@ class JointTransform(FlowTransform):
         total = vector.new_zeros(vector.shape[:-1])
         moved: list[Tensor] = []
         seen: list[Tensor] = []
-        for block, part, run in zip(self.blocks, self.parts, self.order.split(vector), strict=True):
+        parts = cast(Iterable[FlowTransform], self.parts)
+        for block, part, run in zip(self.blocks, parts, self.order.split(vector), strict=True):
             context = torch.cat(seen, -1) if part.context_dim else None
-            out, ladj = (part.forward_and_ladj if forward else part.inverse_and_ladj)(run, context)  # type: ignore[operator]
-            seen.append(block.seen(run if forward else out))
+            out, ladj = (part.forward_and_ladj if forward else part.inverse_and_ladj)(run, context)
+            seen.append(block.features(run if forward else out))
             moved.append(out)
             total = total + ladj
         return self.order.join(moved), total

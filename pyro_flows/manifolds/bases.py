@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from .distribution import UniformOn
-from .geometry import Simplex, Sphere, Torus
+from .geometry import Simplex, Torus
 from .manifold import Manifold
-from .sphere_distributions import UniformSphere
 
 __all__ = ["UniformTorus", "Uniform", "Dirichlet"]
 
@@ -37,6 +36,7 @@ class Uniform(nn.Module):
         OptionError: something else.
 
     Example:
+        >>> from pyro_flows.manifolds import Sphere
         >>> Uniform(Sphere(3))().event_shape
         torch.Size([3])
     """
@@ -45,18 +45,14 @@ class Uniform(nn.Module):
 
     def __init__(self, manifold: Manifold) -> None:
         super().__init__()
-        if not isinstance(manifold, Sphere | Simplex | Torus):
+        if not isinstance(manifold, Manifold):
             raise OptionError(f"Uniform: give a Sphere, a Simplex or a Torus, got {manifold!r}")
+        manifold.uniform()  # an error now, where there is none
         self.manifold, self.dim = manifold, manifold.size
         self.register_buffer("zero", torch.zeros(manifold.size), persistent=False)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        like = {"dtype": self.zero.dtype, "device": self.zero.device}
-        if isinstance(self.manifold, Sphere):
-            return UniformSphere(self.dim, **like, validate_args=False)  # type: ignore[arg-type]
-        if isinstance(self.manifold, Torus):
-            return UniformTorus(self.dim, **like, validate_args=False)  # type: ignore[arg-type]
-        return dist.Dirichlet(torch.ones_like(self.zero), validate_args=False)
+        return self.manifold.uniform(self.zero.dtype, self.zero.device)
 
     def extra_repr(self) -> str:
         return repr(self.manifold)

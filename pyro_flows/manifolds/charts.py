@@ -60,7 +60,7 @@ class _Chart(Transform):
         return type(self)(self.n, cache_size)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.n == self.n  # type: ignore[attr-defined]
+        return type(other) is type(self) and other.n == self.n
 
     def __hash__(self) -> int:
         return hash((type(self), self.n))

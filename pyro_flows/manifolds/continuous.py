@@ -31,7 +31,7 @@ class _Field(nn.Module):
 
     def _net_products(self, t: Time, x: Tensor, directions: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if hasattr(self.net, "products"):
-            return self.net.products(t, x, directions, context)  # type: ignore[no-any-return, operator]
+            return self.net.products(t, x, directions, context)  # type: ignore[operator]
         given = () if context is None else (context,)
         value = self.net(t, x, *given)
         return value, vmap(lambda v: jvp(lambda x: self.net(t, x, *given), (x,), (v,))[1])(directions)
@@ -76,8 +76,8 @@ class _Turning(_Field):
         return cos * along_sin - sin * along_cos, change
 
 
-# manifold -> its field made of a net, and how many numbers the net takes and gives
-_FIELDS: dict[type[Manifold], tuple[Callable[[nn.Module], nn.Module], int]] = {Sphere: (_Tangent, 1), Torus: (_Turning, 2)}
+# kind of points -> the field made of a net, and how many numbers for each coordinate the net takes and gives
+_FIELDS: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {Sphere.kind: (_Tangent, 1), Torus.kind: (_Turning, 2)}
 
 
 class RiemannianContinuousFlow(OnManifold, ContinuousFlow):
@@ -127,16 +127,16 @@ class RiemannianContinuousFlow(OnManifold, ContinuousFlow):
         adjoint: bool = False,
         checkpoint: int = 0,
     ) -> None:
-        if type(manifold) not in _FIELDS:
+        if getattr(manifold, "kind", None) not in _FIELDS:
             raise OptionError(f"RiemannianContinuousFlow: manifold must be a Sphere or a Torus, got {manifold!r}")
-        field, numbers = _FIELDS[type(manifold)]
+        field, numbers = _FIELDS[manifold.kind]
         net = VelocityMLP(numbers * manifold.size, context_dim) if net is None else net
         super().__init__(manifold.size, field(net), context_dim, trace, noise, solver, steps, rtol, atol, adjoint, checkpoint)
         self._live_on(manifold)
 
     def _solve(self, *args: Any) -> Solution:
-        found = super()._solve(*args)
-        return found._replace(value=self.manifold.project(found.value))
+        solution = super()._solve(*args)
+        return solution._replace(value=self.manifold.project(solution.value))
 
     def path(self, x: Tensor, context: Tensor | None = None, points: int = 50) -> Tensor:
         return self.manifold.project(super().path(x, context, points))

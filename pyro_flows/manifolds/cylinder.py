@@ -73,7 +73,7 @@ class CylinderAutoregressive(ManifoldTransform):
 
     def _map(self, x: Tensor, context: Tensor | None, way: str, one_pass: bool) -> tuple[Tensor, Tensor]:
         heights, widths, angle = _apart(widened(x)[0])
-        places = [*heights, angle]
+        columns = [*heights, angle]
         moved: list[Tensor] = []
         slopes: list[Tensor] = []
         factor = torch.ones_like(angle)  # of the parameters: what the conditioner's earlier heights leave of the sphere
@@ -81,15 +81,16 @@ class CylinderAutoregressive(ManifoldTransform):
         def step(i: int, params: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal factor
             univariate = self.interval if i < len(heights) else self.circle
-            value, log_slope = getattr(univariate, way)(places[i], factor.unsqueeze(-1) * params.to(angle.dtype).view(*angle.shape, params.shape[-1]))
-            seen = places[i] if one_pass else value
+            params = factor.unsqueeze(-1) * params.to(angle.dtype).view(*angle.shape, params.shape[-1])
+            value, log_slope = getattr(univariate, way)(columns[i], params)
+            seen = columns[i] if one_pass else value
             factor = factor * ((1 - seen) * (1 + seen)).clamp(min=0)
             moved.append(value)
             slopes.append(log_slope)
             return value.to(x).flatten(), log_slope.to(x).flatten()
 
         if one_pass:
-            for i, params in enumerate(self.net(torch.stack(places, -1).to(x), context).unbind(-2)):
+            for i, params in enumerate(self.net(torch.stack(columns, -1).to(x), context).unbind(-2)):
                 step(i, params)
         else:
             self.net.decode(step, x.shape[:-1], context)

@@ -27,7 +27,7 @@ class ManifoldDistribution(dist.TorchDistribution):
     def __init__(self, manifold: Manifold, batch_shape: Sequence[int], validate_args: bool | None = None) -> None:
         self.manifold = manifold
         super().__init__(torch.Size(batch_shape), torch.Size([manifold.size]), validate_args=False)
-        self._validate_args: bool = torch.distributions.Distribution._validate_args if validate_args is None else validate_args  # type: ignore[misc]
+        self._validate_args: bool = torch.distributions.Distribution._validate_args if validate_args is None else validate_args
         if self._validate_args:
             for name in self.parameter_dims:
                 check_finite(type(self).__name__, name, getattr(self, name))
@@ -88,7 +88,7 @@ class UniformOn(ManifoldDistribution):
 
     def __repr__(self) -> str:
         batch = f", batch_shape: {self.batch_shape}" if self.batch_shape else ""
-        return f"{type(self).__name__}({self.manifold.size}{batch})"
+        return f"Uniform{type(self.manifold).__name__}({self.manifold.size}{batch})"
 
 
 def together(name: str, parameters: Mapping[str, tuple[Tensor | float, int]]) -> tuple[list[Tensor], torch.Size]:

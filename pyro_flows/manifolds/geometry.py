@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import Dirichlet, TorchDistribution, constraints
 from torch import Tensor
 
 from ..errors import ShapeError, SupportError
+from .distribution import UniformOn
 from .grids import circle_grid, simplex_grid, sphere_grid
 from .manifold import Manifold, can_look
 
@@ -41,6 +42,8 @@ class Sphere(Manifold):
 
     n: int
     measure = "surface measure"
+    kind = "directions"
+    start_tolerance = 1e-3  # a start may be given to a few digits
 
     def __post_init__(self) -> None:
         _check_size("Sphere", self.n, 2)
@@ -105,6 +108,29 @@ class Sphere(Manifold):
         angle, weight = circle_grid(resolution)
         return torch.stack([angle.cos(), angle.sin()], -1), weight
 
+    def uniform(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TorchDistribution:
+        return UniformOn(self, dtype, device, validate_args=False)
+
+    def start(self, fn: TorchDistribution) -> Tensor:
+        """A draw: a median of coordinates is no direction."""
+        try:
+            return fn.sample().detach()
+        except NotImplementedError:  # an ImproperUniform cannot be sampled
+            return self.random_uniform(fn.shape()[:-1])
+
+    def all_round(self, point: Tensor, count: int) -> Tensor:
+        """The point, its antipode, and random ones."""
+        return torch.cat([point[None], -point[None], self.random_uniform((count - 2,)).to(point)])
+
+    def normal_shape(self, shape: torch.Size) -> torch.Size:
+        return shape
+
+    def from_normal(self, z: Tensor) -> Tensor:
+        return unit(z)
+
+    def to_normal(self, value: Tensor) -> Tensor:
+        return value
+
 
 def helmert(n: int, like: Tensor) -> Tensor:
     """Orthonormal columns that span the vectors of sum zero, ``(n, n - 1)``: the directions of the simplex, and its ILR coordinates.
@@ -129,6 +155,7 @@ class Simplex(Manifold):
 
     n: int
     measure = "Lebesgue measure of the first n - 1 parts"
+    kind = "compositions"
 
     def __post_init__(self) -> None:
         _check_size("Simplex", self.n, 2)
@@ -177,6 +204,12 @@ class Simplex(Manifold):
     def quadrature(self, resolution: int = 200) -> tuple[Tensor, Tensor]:
         return simplex_grid(resolution) if self.n == 3 else super().quadrature(resolution)
 
+    def latent(self, name: str) -> None:
+        """The reals have a bijection onto it."""
+
+    def uniform(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TorchDistribution:
+        return Dirichlet(torch.ones(self.n, dtype=dtype, device=device), validate_args=False)
+
 
 @dataclass(frozen=True)
 class Torus(Manifold):
@@ -192,6 +225,8 @@ class Torus(Manifold):
 
     d: int
     measure = "Lebesgue measure of the angles"
+    kind = "angles"
+    period = 2 * math.pi
 
     def __post_init__(self) -> None:
         _check_size("Torus", self.d, 1)
@@ -239,6 +274,42 @@ class Torus(Manifold):
         angle, weight = circle_grid(resolution)
         return torch.cartesian_prod(*[angle] * self.d).view(-1, self.d), torch.cartesian_prod(*[weight] * self.d).view(-1, self.d).prod(-1)
 
+    @property
+    def single(self) -> Torus:
+        return Torus(1)
+
+    def uniform(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TorchDistribution:
+        return UniformOn(self, dtype, device, validate_args=False)
+
+    def unwrap(self, draws: Tensor) -> Tensor:
+        """Angles counted from their mean direction, so that means and quantiles are right on both sides of the seam."""
+        mean = torch.atan2(draws.sin().mean(0), draws.cos().mean(0))
+        return mean + self.project(draws - mean)
+
+    def features(self, points: Tensor) -> Tensor:
+        """Points of the circle, one after the other: cosine and sine of each angle."""
+        return torch.stack([points.cos(), points.sin()], -1).flatten(-2)
+
+    @property
+    def feature_dim(self) -> int:
+        return 2 * self.d
+
+    def all_round(self, point: Tensor, count: int) -> Tensor:
+        """Evenly, for one angle."""
+        if self.d > 1:
+            return super().all_round(point, count)
+        return self.project(point + torch.arange(count).to(point).unsqueeze(-1) * (2 * math.pi / count))
+
+    def normal_shape(self, shape: torch.Size) -> torch.Size:
+        """Two numbers for each angle."""
+        return shape + torch.Size([2])
+
+    def from_normal(self, z: Tensor) -> Tensor:
+        return torch.atan2(z[..., 1], z[..., 0])
+
+    def to_normal(self, value: Tensor) -> Tensor:
+        return torch.stack([value.cos(), value.sin()], -1)
+
 
 angles = constraints.independent(constraints.interval(-math.pi, math.pi), 1)  # of every torus: the same object, so that supports compare equal
-angles.ends_meet = True  # type: ignore[attr-defined]  # which a copy and a pickle keep, and the same interval of a Uniform does not have
+angles.ends_meet = True  # which a copy and a pickle keep, and the same interval of a Uniform does not have

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -29,10 +29,15 @@ def tolerance(dtype: torch.dtype) -> float:
 class Manifold:
     """What transforms and distributions ask of a manifold. Points are vectors of shape ``(*batch, size)``.
 
-    ``size`` is the number of coordinates, ``intrinsic_dim`` the dimension, ``measure`` says in words what densities refer to.
+    ``size`` is the number of coordinates, ``intrinsic_dim`` the dimension, ``measure`` says in words what densities refer to, ``kind`` what its
+    points are. ``period`` is the length after which a coordinate repeats: infinite but for angles. A start of inference may be ``start_tolerance``
+    off the manifold; where that is ``None``, the site's support decides.
     """
 
     measure: str = ""
+    kind: str = "points"
+    period: float = math.inf
+    start_tolerance: float | None = None
 
     @property
     def size(self) -> int:
@@ -117,6 +122,58 @@ class Manifold:
         except RuntimeError:
             raise ShapeError(f"{name} of batch shape {tuple(shape)} does not broadcast with points of shape {tuple(value.shape)}") from None
         self.check(value, name)
+
+    # What inference asks. A new manifold overrides what differs.
+
+    @property
+    def single(self) -> Manifold:
+        """The manifold of one direction or one angle: the coordinates that belong together. The manifold itself, but for tori."""
+        return self
+
+    def latent(self, name: str) -> Manifold | None:
+        """The manifold that inference keeps a latent site on; ``None`` where it takes a bijection from the reals instead.
+
+        Args:
+            name: the site's name, for errors.
+        """
+        return self
+
+    def uniform(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TorchDistribution:
+        """The uniform distribution, for flows to start from."""
+        raise OptionError(f"Uniform: give a Sphere, a Simplex or a Torus, got {self!r}")
+
+    def start(self, fn: TorchDistribution) -> Tensor | None:
+        """A value of a site with prior ``fn`` to start inference at; ``None`` where a median of draws will do."""
+        return None
+
+    def unwrap(self, draws: Tensor) -> Tensor:
+        """Draws ``(N, ...)`` as numbers whose means and quantiles are right; most manifolds' are."""
+        return draws
+
+    def features(self, points: Tensor) -> Tensor:
+        """What a net sees of points, ``(*batch, size) -> (*batch, feature_dim)``: smooth, without a seam."""
+        return points
+
+    @property
+    def feature_dim(self) -> int:
+        """Size of :meth:`features`."""
+        return self.size
+
+    def all_round(self, point: Tensor, count: int) -> Tensor:
+        """A point and uniform ones all round the manifold, ``(size,) -> (count, size)``."""
+        return torch.cat([point[None], self.random_uniform((count - 1,)).to(point)])
+
+    def normal_shape(self, shape: torch.Size) -> torch.Size:
+        """The shape of the standard normal vectors that values of a shape are made of, see :meth:`from_normal`."""
+        raise OptionError(f"{self!r} is not made of normal vectors: spheres and tori are")
+
+    def from_normal(self, z: Tensor) -> Tensor:
+        """The values that normal vectors stand for; standard normal vectors give uniform values."""
+        raise OptionError(f"{self!r} is not made of normal vectors: spheres and tori are")
+
+    def to_normal(self, value: Tensor) -> Tensor:
+        """Vectors that :meth:`from_normal` takes to values."""
+        raise OptionError(f"{self!r} is not made of normal vectors: spheres and tori are")
 
     def _remedy(self, x: Tensor) -> str:
         return f"{self!r}.project(x) gives the points that they stand for"

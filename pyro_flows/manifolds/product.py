@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..errors import OptionError
+from ..errors import OptionError, SupportError
 from .manifold import Manifold
 
 __all__ = ["Product"]
 
 
-class _Product(constraints.Constraint):
+class ProductConstraint(constraints.Constraint):
     """Consecutive coordinates, each run with its own constraint."""
 
     event_dim = 1
@@ -24,9 +24,9 @@ class _Product(constraints.Constraint):
     def __init__(self, parts: Sequence[Manifold]) -> None:
         self.parts = tuple(parts)
 
-    def check(self, value: Tensor) -> Tensor:  # type: ignore[override]
+    def check(self, value: Tensor) -> Tensor:
         runs = value.split([p.size for p in self.parts], -1)
-        return torch.stack([p.support.check(run) for p, run in zip(self.parts, runs, strict=True)]).all(0)  # type: ignore[no-untyped-call]
+        return torch.stack([p.support.check(run) for p, run in zip(self.parts, runs, strict=True)]).all(0)
 
     def __repr__(self) -> str:
         return f"Product({', '.join(map(repr, self.parts))})"  # with the word sphere in it, which Pyro's guides look for
@@ -69,7 +69,7 @@ class Product(Manifold):
 
     @property
     def support(self) -> constraints.Constraint:
-        return _Product(self.parts)
+        return ProductConstraint(self.parts)
 
     @property
     def log_volume(self) -> float:
@@ -96,6 +96,9 @@ class Product(Manifold):
 
     def radius(self, z: Tensor) -> Tensor:
         return torch.cat(self._each("radius", z), -1)
+
+    def latent(self, name: str) -> Manifold:
+        raise SupportError(f"latent site {name!r} lies on a product of manifolds, {self.support}: draw its parts at one site each")
 
     def random_uniform(self, shape: Sequence[int] = (), dtype: Any = None, device: Any = None) -> Tensor:
         return torch.cat([p.random_uniform(shape, dtype, device) for p in self.parts], -1)

@@ -14,7 +14,6 @@ from pyro.infer.reparam.strategies import Strategy
 from torch import Tensor
 
 from ..errors import SupportError
-from .geometry import Sphere, Torus
 from .supports import inside_of, manifold_of
 
 __all__ = ["SphereReparam", "CircleReparam", "ManifoldReparam"]
@@ -23,50 +22,43 @@ __all__ = ["SphereReparam", "CircleReparam", "ManifoldReparam"]
 def _like(fn: Any) -> Tensor:
     """A tensor of the dtype and on the device of a distribution: the first that it holds, or that what it wraps holds."""
     while fn is not None:
-        for held in vars(fn).values():
-            if isinstance(held, Tensor) and held.is_floating_point():
-                return held
+        for attribute in vars(fn).values():
+            if isinstance(attribute, Tensor) and attribute.is_floating_point():
+                return attribute
         fn = inside_of(fn)
     return torch.zeros(())
 
 
-class _FromNormal(Reparam):
-    """Draws a standard normal vector, takes its direction for the site's value, and weighs it by the site's density."""
+class FromNormal(Reparam):
+    """Draws standard normal vectors, takes the points that they stand for as the site's value, and weighs it by the site's density.
 
-    _kind: type
-    _what: str
+    Works for every manifold that says how its points are made of normal vectors, see :meth:`Manifold.from_normal`.
+    """
+
+    kind: str | None = None  # of the manifold, where only one will do
 
     def apply(self, msg: Any) -> Any:
         name, fn, value = msg["name"], msg["fn"], msg["value"]
-        if not isinstance(manifold_of(fn, name), self._kind):
-            raise SupportError(f"{type(self).__name__}: site {name!r} has support {fn.support}: it is for sites of {self._what}")
+        manifold = manifold_of(fn, name)
+        if manifold is None or self.kind not in (None, manifold.kind):
+            raise SupportError(f"{type(self).__name__}: site {name!r} has support {fn.support}: it is for sites of {self.kind or 'manifolds'}")
         if msg["is_observed"]:
             raise SupportError(f"{type(self).__name__}: site {name!r} is observed, and needs none: ManifoldReparam() skips such sites")
-        start = None if value is None else self._normal(value)
-        zeros = _like(fn).new_zeros(self._normal_shape(fn.shape()))
+        start = None if value is None else manifold.to_normal(value)
+        zeros = _like(fn).new_zeros(manifold.normal_shape(fn.shape()))
         normal = dist.Normal(zeros, 1.0).to_event(zeros.dim() - len(fn.batch_shape))
         z = pyro.sample(f"{name}_normal", normal, obs=start, infer={"is_observed": False})
-        value = self._value(z) if value is None else value
-        pyro.factor(f"{name}_density", fn.log_prob(value) + self._log_volume(fn))
+        value = manifold.from_normal(z) if value is None else value
+        single = manifold.single
+        log_volume = single.log_volume * (math.prod(map(int, fn.event_shape)) // single.size)
+        pyro.factor(f"{name}_density", fn.log_prob(value) + log_volume)
         return {"fn": dist.Delta(value, event_dim=fn.event_dim).mask(False), "value": value, "is_observed": True}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
-    def _normal_shape(self, shape: torch.Size) -> torch.Size:
-        raise NotImplementedError
 
-    def _normal(self, value: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _value(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _log_volume(self, fn: Any) -> float:
-        raise NotImplementedError
-
-
-class SphereReparam(_FromNormal):
+class SphereReparam(FromNormal):
     r"""For a latent direction: draws :math:`u \sim N(0, I_n)` and takes :math:`x = u / \|u\|`, weighed by the prior's density.
 
     .. math:: \log p(u) = \log N(u; 0, I) + \log p(u / \|u\|) + \log\Omega_n
@@ -88,23 +80,10 @@ class SphereReparam(_FromNormal):
         torch.Size([3])
     """
 
-    _kind, _what = Sphere, "directions"
-
-    def _normal_shape(self, shape: torch.Size) -> torch.Size:
-        return shape
-
-    def _normal(self, value: Tensor) -> Tensor:
-        return value
-
-    def _value(self, z: Tensor) -> Tensor:
-        return z / torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-
-    def _log_volume(self, fn: Any) -> float:
-        n = int(fn.event_shape[-1])
-        return Sphere(n).log_volume * (math.prod(map(int, fn.event_shape)) // n)
+    kind = "directions"
 
 
-class CircleReparam(_FromNormal):
+class CircleReparam(FromNormal):
     r"""For latent angles: draws :math:`u \sim N(0, I_2)` for each, and takes :math:`\theta = \mathrm{atan2}(u_2, u_1)`, weighed by its density.
 
     .. math:: \log p(u) = \log N(u; 0, I) + \log p(\theta) + \log 2\pi
@@ -116,19 +95,7 @@ class CircleReparam(_FromNormal):
         SupportError: a site that is observed, or not one of angles.
     """
 
-    _kind, _what = Torus, "angles"
-
-    def _normal_shape(self, shape: torch.Size) -> torch.Size:
-        return shape + torch.Size([2])
-
-    def _normal(self, value: Tensor) -> Tensor:
-        return torch.stack([value.cos(), value.sin()], -1)
-
-    def _value(self, z: Tensor) -> Tensor:
-        return torch.atan2(z[..., 1], z[..., 0])
-
-    def _log_volume(self, fn: Any) -> float:
-        return math.log(2 * math.pi) * math.prod(map(int, fn.event_shape))
+    kind = "angles"
 
 
 class ManifoldReparam(Strategy):
@@ -152,12 +119,11 @@ class ManifoldReparam(Strategy):
     def configure(self, msg: Any) -> Reparam | None:
         """The reparameteriser of one site, or ``None``."""
         fn, name = msg["fn"], msg["name"]
-        manifold = None if msg["is_observed"] else manifold_of(fn, name)
-        if manifold is None:
+        if msg["is_observed"] or manifold_of(fn, name) is None:
             return None
         if isinstance(_plain(fn), dist.TransformedDistribution) and getattr(_plain(fn), "transforms", None):
             return TransformReparam()
-        return SphereReparam() if isinstance(manifold, Sphere) else CircleReparam()
+        return FromNormal()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

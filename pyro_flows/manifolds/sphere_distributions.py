@@ -93,7 +93,7 @@ class VonMisesFisher(_Around):
     """
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         """Only for ``n = 3``."""
         return self.loc.shape[-1] == 3
 

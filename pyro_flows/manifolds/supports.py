@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import SupportError
 from .geometry import Simplex, Sphere, Torus
 from .manifold import Manifold
-from .product import Product, _Product
+from .product import Product, ProductConstraint
 
 __all__ = ["contains", "manifold_of"]
 
@@ -40,15 +40,13 @@ def manifold_of(fn: Any, name: str) -> Manifold | None:
         core = _core(fn.support)
     except NotImplementedError:  # a distribution that does not say
         return None
-    if isinstance(core, _Product):
-        raise SupportError(f"latent site {name!r} lies on a product of manifolds, {core}: draw its parts at one site each")
-    if isinstance(core, type(constraints.sphere)):
-        if fn.event_shape[-1] < 2:
-            raise SupportError(f"latent site {name!r} lies on the sphere of one coordinate, which is two points: use a Bernoulli site")
-        return Sphere(int(fn.event_shape[-1]))  # while torch traces, sizes are tensors
     if _is_circle(core) or isinstance(_innermost(fn), _CIRCULAR):
         return Torus(math.prod(map(int, fn.shape())))
-    return None
+    size = int(fn.event_shape[-1]) if fn.event_shape else 0  # while torch traces, sizes are tensors
+    if size == 1 and isinstance(core, type(constraints.sphere)):
+        raise SupportError(f"latent site {name!r} lies on the sphere of one coordinate, which is two points: use a Bernoulli site")
+    manifold = _of_vectors(core, size)
+    return None if manifold is None else manifold.latent(name)
 
 
 def inside_of(fn: Any) -> Any:
@@ -66,12 +64,13 @@ def _innermost(fn: Any) -> Any:
 def points_in(support: constraints.Constraint, value: Tensor) -> Manifold | None:
     """The manifold on which a support wants the vectors of a value's last dimension to lie; ``None`` for supports of other kinds."""
     core, size = _core(support), value.shape[-1] if value.dim() else 0
-    if _is_circle(core):
-        return Torus(size)
-    if isinstance(core, _Product):
-        return Product(*core.parts)
-    found = [make for kind, make in _VECTORS.items() if isinstance(core, kind)]  # not by identity: copies and pickles are other objects
-    return found[0](size) if found and size > 1 else None
+    return Torus(size) if _is_circle(core) else _of_vectors(core, size)
+
+
+def _of_vectors(core: constraints.Constraint, size: int) -> Manifold | None:
+    """The manifold of vectors of a size under a constraint; ``None`` for constraints of other kinds, and for single numbers."""
+    make = next((make for kind, make in _VECTORS.items() if isinstance(core, kind)), None)  # not by identity: copies and pickles are other objects
+    return make(core, size) if make is not None and size > 1 else None
 
 
 def contains(support: constraints.Constraint, value: Tensor) -> Tensor:
@@ -102,4 +101,9 @@ def _core(support: Any) -> Any:
     return support
 
 
-_VECTORS: dict[type, Callable[[int], Manifold]] = {type(constraints.sphere): Sphere, type(constraints.simplex): Simplex}
+# A constraint of vectors -> the manifold of those of a size. A new manifold of vectors has its constraint here.
+_VECTORS: dict[type[constraints.Constraint], Callable[[Any, int], Manifold]] = {
+    type(constraints.sphere): lambda constraint, size: Sphere(size),
+    type(constraints.simplex): lambda constraint, size: Simplex(size),
+    ProductConstraint: lambda constraint, size: Product(*constraint.parts),
+}

@@ -20,11 +20,6 @@ from .transform import ManifoldTransform, OnManifold
 __all__ = ["TorusElementwise", "TorusCoupling", "TorusAutoregressive"]
 
 
-def around(angles: Tensor) -> Tensor:
-    """Points of the circle, one after the other: ``(*batch, d) -> (*batch, 2 d)``."""
-    return torch.stack([angles.cos(), angles.sin()], -1).flatten(-2)
-
-
 def _circular(name: str, univariate: Univariate) -> Univariate:
     if not getattr(univariate, "circular", False):
         raise OptionError(f"{name}: {univariate} is a map of the line: give one of the circle, CircularSpline, MobiusMixture or CircularShift")
@@ -125,18 +120,18 @@ class TorusAutoregressive(ManifoldTransform, Ordered):
     def _map(self, value: Tensor, context: Tensor | None, way: str, one_pass: bool) -> tuple[Tensor, Tensor]:
         apply, value = getattr(self.univariate, way), value.index_select(-1, self.order)
         if one_pass:
-            params = self.net(around(value), context)
+            params = self.net(self.manifold.features(value), context)
             moved, log_slope = apply(value, params[..., ::2, :])
         else:
             columns = value.reshape(-1, self.dim).unbind(-1)
-            found: list[tuple[Tensor, Tensor]] = []
+            results: list[tuple[Tensor, Tensor]] = []
 
             def step(i: int, params: Tensor) -> tuple[Tensor, Tensor]:
                 if i % 2:
-                    return found[-1][0].sin(), torch.zeros_like(found[-1][0])
-                found.append(apply(columns[i // 2], params))
-                return found[-1][0].cos(), found[-1][1]
+                    return results[-1][0].sin(), torch.zeros_like(results[-1][0])
+                results.append(apply(columns[i // 2], params))
+                return results[-1][0].cos(), results[-1][1]
 
             self.net.decode(step, value.shape[:-1], context)
-            moved, log_slope = (torch.stack(parts, -1).reshape(value.shape) for parts in zip(*found, strict=True))
+            moved, log_slope = (torch.stack(parts, -1).reshape(value.shape) for parts in zip(*results, strict=True))
         return moved.index_select(-1, self.back), log_slope.sum(-1)

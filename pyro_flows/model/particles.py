@@ -17,7 +17,7 @@ class ByAutograd(torch.autograd.Function):
     """Values ``(N,)`` of a function of points ``(N, d)`` with slopes by plain autograd, for what ``torch.func`` cannot differentiate."""
 
     @staticmethod
-    def forward(z: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(z: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             point = z.detach().requires_grad_()
             values = function(point)
@@ -30,7 +30,7 @@ class ByAutograd(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, None]:
         return slope.unsqueeze(-1) * ctx.saved_tensors[0], None
 
 

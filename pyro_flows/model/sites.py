@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import identity_transform
 
 from ..errors import ModelError, SupportError, SupportWarning
-from ..manifolds import Manifold, Sphere, Torus, contains, manifold_of
+from ..manifolds import Manifold, contains, manifold_of
 from ..manifolds.supports import complaint
 
-__all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical", "is_deterministic", "unwrapped"]
+__all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical", "is_deterministic"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ class LatentSite:
         """Whether values lie in the support; directions may be off the sphere by rounding."""
         return contains(self.support, value)
 
+    def unwrap(self, draws: Tensor) -> Tensor:
+        """Draws ``(N, *shape)`` as numbers whose means and quantiles are right: angles are counted from their mean direction."""
+        return draws if self.manifold is None else self.manifold.unwrap(draws)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The point of the site's manifold that numbers ``(*batch, *shape)`` stand for; the numbers themselves without a manifold."""
+        return value if self.manifold is None else self.manifold.project(value)
+
 
 def is_deterministic(site: Mapping[str, Any]) -> bool:
     """Whether a traced site only records a value: ``pyro.deterministic``, or the ghost of a reparameterised site."""
@@ -73,8 +82,10 @@ def init_to_typical(site: dict[str, Any] | None = None) -> Any:
     if site["fn"].support.is_discrete:
         return site["fn"].sample()
     manifold = manifold_of(site["fn"], site["name"])
-    if isinstance(manifold, Sphere):
-        return _direction(site["fn"], manifold)
+    value: Any = None if manifold is None else manifold.start(site["fn"])
+    if value is not None:
+        value._pyro_custom_init = False
+        return value
     try:
         return init_to_median(site)
     except NotImplementedError:  # an ImproperUniform cannot be sampled
@@ -83,15 +94,6 @@ def init_to_typical(site: dict[str, Any] | None = None) -> Any:
         value = bijection(0.1 * torch.randn(shape))
         value._pyro_custom_init = False
         return value
-
-
-def _direction(fn: Any, sphere: Sphere) -> Tensor:
-    try:
-        value = fn.sample().detach()
-    except NotImplementedError:
-        value = sphere.random_uniform(fn.shape()[:-1])
-    value._pyro_custom_init = False
-    return value
 
 
 def _bijection(name: str, support: constraints.Constraint) -> Transform:
@@ -160,7 +162,7 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]], on_manifolds: bool =
 
 def warn_of_angles(nodes: Iterable[tuple[str, dict[str, Any]]]) -> None:
     """Warn of latent angles that a guide is about to take for numbers on a line."""
-    names = [repr(name) for name, node in nodes if isinstance(manifold_of(node["fn"], name), Torus)]
+    names = [repr(name) for name, node in nodes if _is_periodic(node["fn"], name)]
     if names:
         warnings.warn(
             f"latent site(s) {', '.join(names)} hold angles, which this guide takes for numbers on a line: it knows neither that -pi and pi are one "
@@ -171,9 +173,14 @@ def warn_of_angles(nodes: Iterable[tuple[str, dict[str, Any]]]) -> None:
         )
 
 
+def _is_periodic(fn: Any, name: str) -> bool:
+    manifold = manifold_of(fn, name)
+    return manifold is not None and manifold.period < math.inf
+
+
 def _is_inside(value: Tensor, bijection: Transform, unconstrained: Tensor, manifold: Manifold | None, support: constraints.Constraint) -> bool:
-    if isinstance(manifold, Sphere):
-        return bool((manifold.distance(value) < 1e-3).all())  # a start may be given to a few digits
+    if manifold is not None and manifold.start_tolerance is not None:
+        return bool((manifold.distance(value) < manifold.start_tolerance).all())
     if manifold is not None:
         return bool(contains(support, value).all())  # that of VonMises is the line: a turn more is the same angle
     back = bijection(unconstrained)  # torch's inverses clamp a point outside, instead of failing
@@ -215,12 +222,6 @@ def pack(sites: Iterable[LatentSite], values: dict[str, Tensor]) -> Tensor:
     """
     parts = []
     for s in sites:
-        u = s.bijection.inv(values[s.name]) if s.manifold is None else s.manifold.project(values[s.name])
+        u = s.project(s.bijection.inv(values[s.name]))
         parts.append(u.reshape(u.shape[: u.dim() - len(s.unconstrained_shape)] + (-1,)))
     return torch.cat(parts, -1)
-
-
-def unwrapped(angles: Tensor) -> Tensor:
-    """Draws of angles ``(N, ...)`` counted from their mean direction, so that means and quantiles are right on both sides of the seam."""
-    mean = torch.atan2(angles.sin().mean(0), angles.cos().mean(0))
-    return mean + Torus(1).project(angles - mean)

@@ -9,24 +9,16 @@ from torch import Tensor
 
 from ..diagnostics import Evaluation, evaluate, khat_limit, psis
 from ..errors import ImportanceError, ShapeError
-from ..guides import AutoFlow, AutoStochasticFlow
-from ..manifolds import Torus
-from ..model import unwrapped
+from ..guides import AutoFlow
 from ..model.log_joint import LogJoint
 from .missed_mass import missed_mass
 
-__all__ = ["draw", "evaluate_guide", "latents_of_runs", "log_prob", "resample"]
+__all__ = ["evaluate_guide", "latents_of_runs", "log_prob", "resample"]
 
 Tensors = dict[str, Tensor]
 
 _MAX_COLUMNS = 2000  # values of a draw that the evaluation looks at
 _OVERSAMPLING = 10  # raw draws for each one that importance resampling keeps
-
-
-def draw(guide: AutoFlow, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Unconstrained draws of a guide and their log density; of a stochastic flow without an exact one, the upper bound of it."""
-    d = guide.flow()
-    return d.sample_and_log_prob((num_samples,)) if isinstance(guide, AutoStochasticFlow) else d.rsample_and_log_prob((num_samples,))
 
 
 @torch.no_grad()
@@ -41,11 +33,11 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int, modes
 
     Cost: ``num_samples`` evaluations of the model and of the flow, and those of :func:`~pyro_flows.posterior.missed_mass.missed_mass`.
     """
-    z, log_q = draw(guide, num_samples)
+    z, log_q = guide.sample_and_log_prob(num_samples)
     values = {**guide.unpack(z), **log_joint.deterministics(z)}
     for site in guide.sites:
         if site.manifold is not None:
-            values[site.name] = unwrapped(values[site.name]) if isinstance(site.manifold, Torus) else values[site.name]
+            values[site.name] = site.unwrap(values[site.name])
             continue
         part = z[:, site.start : site.stop]
         value = values[site.name]
@@ -86,7 +78,7 @@ def resample(guide: AutoFlow, log_joint: LogJoint, num_samples: int, verdict: st
     if log_joint.stochastic:
         raise ImportanceError(f"importance=True needs the model's exact density: {log_joint.reason}")
     total = max(_OVERSAMPLING * num_samples, 1000)
-    z, log_q = draw(guide, total)
+    z, log_q = guide.sample_and_log_prob(total)
     log_w = log_joint(z) - log_q
     kept = torch.isfinite(log_w)
     if not bool(kept.any()):

@@ -15,12 +15,9 @@ from torch import Tensor
 
 from ..diagnostics import khat_limit
 from ..errors import OptionError
-from ..manifolds import Torus
-from ..model import unwrapped
 from ..model.predictive import simulate
 from ..model.sites import is_deterministic
 from .core import PosteriorCore
-from .draws import draw
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,7 +45,7 @@ def to_arviz(posterior: PosteriorCore, predictive: bool | str | Sequence[str] = 
     """Everything as ArviZ wants it; see :meth:`Posterior.to_arviz`."""
     wanted = _wanted(predictive)
     az, log_joint, guide = arviz(), posterior.log_joint, posterior.guide
-    z, log_q = draw(guide, num_samples)
+    z, log_q = guide.sample_and_log_prob(num_samples)
     samples = {**guide.unpack(z), **log_joint.deterministics(z)}
     groups: dict[str, Arrays] = {"posterior": _chains(samples)}
     groups["sample_stats"] = _chains({"lp": log_joint(z), "log_q": log_q})
@@ -198,8 +195,7 @@ def summary(posterior: PosteriorCore, num_samples: int = 4000, var_names: Sequen
             return f"<pre>{escape(self.attrs['header'])}</pre>{pandas.DataFrame(self)._repr_html_()}"
 
     samples = posterior.get_samples(num_samples)
-    angles = [site.name for site in posterior.guide.sites if isinstance(site.manifold, Torus)]
-    samples |= {name: unwrapped(samples[name]) for name in angles}
+    samples |= {site.name: site.unwrap(samples[site.name]) for site in posterior.guide.sites}
     unknown = set(var_names or ()) - samples.keys()
     if unknown:
         raise OptionError(f"summary: no site {sorted(unknown)}; there are {sorted(samples)}")

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from ..guides import AutoFlow
-from ..guides.modes import moved
-from ..manifolds import Sphere, Torus
+from ..guides.modes import with_coordinates
 from ..model.log_joint import LogJoint
-from ..model.sites import LatentSite
 
 __all__ = ["all_round", "missed_mass", "missed_modes"]
 
@@ -77,7 +75,8 @@ def all_round(guide: AutoFlow, log_joint: LogJoint) -> dict[str, float]:
     directions and angles some are looked at.
     """
     worst: dict[str, float] = {}
-    indices = {s.name: torch.arange(s.start, s.stop).split(_numbers(s)) for s in guide.sites if s.manifold is not None}
+    singles = {s.name: s.manifold.single for s in guide.sites if s.manifold is not None}
+    indices = {s.name: torch.arange(s.start, s.stop).split(singles[s.name].size) for s in guide.sites if s.name in singles}
     if not indices:
         return worst
     flow, total = guide.flow(), sum(map(len, indices.values()))
@@ -85,7 +84,7 @@ def all_round(guide: AutoFlow, log_joint: LogJoint) -> dict[str, float]:
     for name, runs in indices.items():
         shares = []
         for index in runs[:: math.ceil(total / _LOOKED_AT)]:
-            points = torch.stack([_moved_round(z, index, count) for z in draws])
+            points = torch.stack([with_coordinates(z, index, singles[name].all_round(z[index], count)) for z in draws])
             values = (f(points.flatten(0, 1)).view(_FROM, count) for f in (log_joint, flow.log_prob))
             p, q = (v.nan_to_num(nan=-torch.inf, neginf=-torch.inf).log_softmax(-1) for v in values)
             shares.append((p.exp() * ~(q >= p + _THIN)).nansum(-1).median())
@@ -119,7 +118,7 @@ def missed_modes(guide: AutoFlow, log_joint: LogJoint, modes: Iterable[tuple[Ten
         z, extra = guide.lift(loc + moves)
         log_p = log_joint(z)
         log_normal = -0.5 * (noise**2).sum(-1) - root.diagonal().log().sum() - 0.5 * len(loc) * math.log(2 * math.pi)
-        once = (moves.abs() <= 0.5 * guide.room().exp()).all(-1)  # an angle's circle is covered once
+        once = (moves.abs() <= 0.5 * guide.log_lengths().exp()).all(-1)  # an angle's circle is covered once
         thin = once & ~(flow.log_prob(z) >= log_p - log_evidence + _THIN)
         logs = torch.where(thin, log_p + extra - log_normal - log_evidence, -torch.inf).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         shares.append(float((logs.view(_BLOCKS, _BLOCK).logsumexp(-1) - math.log(_BLOCK)).median().sigmoid()))
@@ -137,18 +136,3 @@ def _farthest(guide: AutoFlow, loc: Tensor) -> str:
         return f"another {site.name}"
     entry = list(map(int, torch.unravel_index(torch.tensor(best - site.start), site.shape))) if site.shape else ""
     return f"{site.name}{entry} = {float(value.flatten()[best - site.start]):.3g}"
-
-
-def _numbers(site: LatentSite) -> int:
-    """How many coordinates one direction or angle of a site has."""
-    return site.manifold.n if isinstance(site.manifold, Sphere) else 1
-
-
-def _moved_round(z: Tensor, index: Tensor, count: int) -> Tensor:
-    """Copies of a point whose direction or angle is itself, its antipode, and others all round, ``(count, d)``."""
-    own = z[index]
-    if len(index) == 1:
-        values = Torus(1).project(own + torch.arange(count).to(own).unsqueeze(-1) * (2 * math.pi / count))
-    else:
-        values = torch.cat([own[None], -own[None], Sphere(len(index)).random_uniform((count - 2,)).to(own)])
-    return moved(z, index, values)

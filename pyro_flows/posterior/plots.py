@@ -11,10 +11,8 @@ import torch
 
 from ..diagnostics import khat_limit, psis
 from ..diagnostics.style import AMBER, BLUE, GRID, MUTED, STYLE, VERDICTS
-from ..manifolds import Torus
-from ..model import unwrapped
 from .core import PosteriorCore
-from .draws import draw, indices
+from .draws import indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +33,7 @@ def plot(posterior: PosteriorCore, path: str | Path | None = None, num_samples: 
     from matplotlib.figure import Figure
 
     guide = posterior.guide
-    z, log_q = draw(guide, num_samples)
+    z, log_q = guide.sample_and_log_prob(num_samples)
     log_w = posterior.log_joint(z) - log_q
     kept = torch.isfinite(log_w)
     z, log_w = z[kept], log_w[kept]
@@ -73,7 +71,7 @@ def plot(posterior: PosteriorCore, path: str | Path | None = None, num_samples: 
 def _scalars(posterior: PosteriorCore, z: torch.Tensor) -> tuple[np.ndarray, list[str]]:
     """Latent values in the constrained space as columns ``(N, K)``, angles counted from their mean direction, and their names."""
     values = posterior.guide.unpack(z)
-    values |= {site.name: unwrapped(values[site.name]) for site in posterior.guide.sites if isinstance(site.manifold, Torus)}
+    values |= {site.name: site.unwrap(values[site.name]) for site in posterior.guide.sites}
     names = [name + index for name, value in values.items() for index in indices(value.shape[1:])]
     flat = torch.cat([value.reshape(len(z), -1) for value in values.values()], -1).double().cpu().numpy()
     varies = np.flatnonzero(np.ptp(flat, axis=0) > 0)  # a Cholesky factor has entries that are the same in every draw

@@ -1,4 +1,4 @@
-"""Flows whose layers draw an index: winners, switches, noise. They tear space where one bijection cannot, and their densities are sums or bounds."""
+"""Flows whose layers draw an index (a winner, a component, noise): they can separate what one bijection cannot; densities are sums or bounds."""
 
 from .annealed import Langevin, Metropolis
 from .ar_lwta import ARLWTA

@@ -135,7 +135,11 @@ class ARLWTA(Competition):
 
     def rows(self, unit: int, group: int) -> Rows:
         u, d, p = self.units, self.dim, self.univariate.num_params
-        place = int(self.back[group])  # of the coordinate in the order
-        params = (unit * p + torch.arange(p)) * d + place
-        constants, slopes = ((torch.arange(u)[unit : unit + 1] + (p + i) * u) * d + place for i in (0, 1))
-        return Rows(params, constants, slopes, torch.tensor([place]))
+        position = int(self.back[group])  # of the coordinate in the order
+        params = (unit * p + torch.arange(p)) * d + position
+        constants, slopes = ((torch.arange(u)[unit : unit + 1] + (p + i) * u) * d + position for i in (0, 1))
+        return Rows(params, constants, slopes, torch.tensor([position]))
+
+    def _outputs(self) -> list[tuple[Tensor, int]]:
+        last, context = self.net.layers[-1], self.net.context
+        return [(last.weight, 0), (last.bias, 0)] + ([] if context is None else [(context.weight, sum(self.net.widths))])

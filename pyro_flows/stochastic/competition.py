@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..nets import Hypernetwork, MaskedMLP
 from .layer import Branches, DiscreteLayer, Law
 
 __all__ = ["Competition", "Independent", "Rows"]
@@ -19,7 +18,7 @@ _JITTER = 0.1  # how far a revived unit is moved from the one it was copied from
 
 
 class Rows:
-    """The places of one unit's numbers among the outputs of a conditioner, and its coordinates.
+    """The positions of one unit's numbers among the outputs of a conditioner, and its coordinates.
 
     Args:
         params, bias, slopes: rows of the map's parameters, of the activation's constant, and of its slopes.
@@ -54,7 +53,8 @@ class Competition(DiscreteLayer):
         group: the group of each coordinate, ``(dim,)``; -1 for those that no unit moves.
         context_dim: size of a context.
 
-    Subclasses implement :meth:`candidates`, and the maps given winners.
+    Subclasses implement :meth:`candidates`, the maps given winners, and where a unit's numbers stand in the conditioner: :meth:`rows` and
+    ``_outputs``.
     """
 
     membership: Tensor  # (D, G): which coordinate belongs to which group
@@ -105,7 +105,7 @@ class Competition(DiscreteLayer):
         The sum over all ``U^G`` winners is a product of ``G`` sums. Cost: O(UD) once the candidates are there.
         """
         z, weight = self.candidates(x, context)
-        each = base.base_dist.log_prob(z)  # type: ignore[attr-defined]
+        each = base.base_dist.log_prob(z)
         impossible = (each == -torch.inf).to(each)  # counted apart: zero times infinity is not a number
         each = torch.where(each == -torch.inf, torch.zeros_like(each), each)
         unmoved, moved = 1 - self.membership.sum(-1), self.membership
@@ -114,7 +114,7 @@ class Competition(DiscreteLayer):
         return below, torch.where(impossible @ moved > 0, never, weight + each @ moved).mT
 
     def index_logits(self, x: Tensor, context: Tensor | None = None, law: Law | None = None) -> Tensor:
-        return self.infer(x, context, law).base_dist.logits  # type: ignore[attr-defined]
+        return self.infer(x, context, law).base_dist.logits
 
     def infer(self, x: Tensor, context: Tensor | None = None, law: Law | None = None) -> dist.TorchDistribution:
         """The winners' posterior; over a law of independent coordinates, as the standard normal is, group by group at the cost O(UD)."""
@@ -138,13 +138,7 @@ class Competition(DiscreteLayer):
 
     def _outputs(self) -> list[tuple[Tensor, int]]:
         """Tensors whose rows are the conditioner's outputs, each with the row it starts at."""
-        net = self.net
-        if isinstance(net, Hypernetwork):
-            return [(net.bias, 0)] + ([] if net.linear is None else [(net.linear.weight, 0)])
-        if isinstance(net, MaskedMLP):
-            found = [(net.layers[-1].weight, 0), (net.layers[-1].bias, 0)]
-            return found + ([] if net.context is None else [(net.context.weight, sum(net.widths))])  # type: ignore[list-item, return-value]
-        return [(net[-1].weight, 0), (net[-1].bias, 0)]  # type: ignore[index, union-attr, list-item]
+        raise NotImplementedError
 
     @torch.no_grad()
     def revive(self, usage: Tensor, threshold: float = 1e-3) -> int:

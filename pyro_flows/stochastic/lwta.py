@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -54,7 +55,7 @@ class LWTACoupling(Halved, Competition):
         spread: the constants :math:`c_u` start between ``-spread`` and ``spread``: units that start together would stay together.
 
     Cost: one pass of the conditioner, and :math:`O(U^2 |B|)` activations a point for a density, :math:`O(U |B|)` for a draw. Does not start at
-    the identity, but at a mixture of shifts that all win alike.
+    the identity, but at a mixture of shifts that win equally often.
 
     Raises:
         ShapeError: ``moved`` moves nothing (as the complement of everything does in one dimension), or has the wrong shape.
@@ -143,8 +144,8 @@ class LWTACoupling(Halved, Competition):
         unit = u[..., self.local]
         batch = torch.broadcast_shapes(unit.shape[:-1], params.shape[:-3])
         unit = unit.expand(*batch, -1)
-        place = unit[..., None, :, None].expand(*batch, 1, self.size, params.shape[-1])
-        chosen = params.expand(*batch, *params.shape[-3:]).gather(-3, place).squeeze(-3)
+        index = unit[..., None, :, None].expand(*batch, 1, self.size, params.shape[-1])
+        chosen = params.expand(*batch, *params.shape[-3:]).gather(-3, index).squeeze(-3)
         return chosen, self.shift.gather(0, unit.reshape(-1, self.size)).view_as(unit)
 
     def _log_prior(self, u: Tensor, moved: Tensor, constants: Tensor, slopes: Tensor) -> Tensor:
@@ -186,3 +187,9 @@ class LWTACoupling(Halved, Competition):
         params = torch.arange(u * p * b).view(u, p, b)[unit][:, columns.cpu()]
         constants = u * p * b + torch.arange(u * g).view(u, g)[unit, group : group + 1]
         return Rows(params, constants, u * (p * b + g) + torch.arange(u * b).view(u, b)[unit, columns.cpu()], columns)
+
+    def _outputs(self) -> list[tuple[Tensor, int]]:
+        net: Any = self.net
+        if self.size < self.dim or self.context_dim:
+            return [(net[-1].weight, 0), (net[-1].bias, 0)]
+        return [(net.bias, 0)]  # of numbers that depend on nothing

@@ -22,8 +22,8 @@ class MixtureOfFlows(DiscreteLayer):
     Up to ``max_paths`` components the density is their sum; beyond, a net :math:`q(k \mid x)` guesses the component and the flow gives a bound.
 
     Args:
-        transforms: the transforms :math:`f_k`, of one size; those with a context share its size. Components that start alike stay alike: perturb
-            them, or start them at different places.
+        transforms: the transforms :math:`f_k`, of one size; those with a context share its size. Components that start equal stay equal: perturb
+            them, or start them at different points.
         hidden_features: of the net that guesses.
 
     Cost: all transforms, at every point.
@@ -50,8 +50,8 @@ class MixtureOfFlows(DiscreteLayer):
 
     def _all(self, way: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Every component's image ``(*batch, K, D)`` and log determinant ``(*batch, K)``."""
-        found = [getattr(t, f"{way}_and_ladj")(value, context) for t in self.transforms]
-        return torch.stack([v for v, _ in found], -2), torch.stack([ladj for _, ladj in found], -1)
+        images, ladjs = zip(*(getattr(t, f"{way}_and_ladj")(value, context) for t in self.transforms), strict=True)
+        return torch.stack(images, -2), torch.stack(ladjs, -1)
 
     def _move(self, way: str, value: Tensor, u: Tensor, context: Tensor | None) -> Move:
         images, ladj = self._all(way, value, context)
@@ -80,4 +80,4 @@ class MixtureOfFlows(DiscreteLayer):
         return dist.Categorical(logits=self.guess(given).unsqueeze(-2), validate_args=False).to_event(1)
 
     def best(self, x: Tensor, context: Tensor | None = None, law: Law | None = None) -> Tensor:
-        return self.infer(x, context).base_dist.logits.argmax(-1)  # type: ignore[attr-defined]
+        return self.infer(x, context).base_dist.logits.argmax(-1)

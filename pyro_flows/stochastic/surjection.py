@@ -29,7 +29,7 @@ class Surjection(DiscreteLayer):
 
     Each map goes from all of :math:`R^D` onto the cell of its index, and the cells cover the space once, so every branch that is drawn is possible.
 
-    Subclasses implement ``cell``, ``onto``, ``back`` and, unless all indices are alike, ``log_prior``.
+    Subclasses implement ``cell``, ``onto``, ``back`` and, unless all indices have the same probability, ``log_prior``.
     """
 
     branch_count = 1
@@ -105,14 +105,14 @@ class Gated(Surjection):
 
 
 class Partition(Gated):
-    r"""Cuts one coordinate at fixed places; a net says which piece a point goes to (real and discrete, RAD).
+    r"""Cuts one coordinate at fixed points; a net says which piece a point goes to (real and discrete, RAD).
 
     The piece between two cuts :math:`a, b` is reached by :math:`a + (b - a)\,\sigma(z)`, the outermost two by :math:`a \pm \mathrm{softplus}(\pm z)`.
     The density may jump at the cuts, and the cuts themselves have no gradient: put them where the data have gaps.
 
     Args:
         dim: number of coordinates.
-        cuts: increasing places.
+        cuts: increasing numbers.
         coordinate: the one that is cut.
         context_dim: size of a context; 0 for none.
         hidden_features: of the gate's net.
@@ -130,14 +130,14 @@ class Partition(Gated):
     def __init__(
         self, dim: int, cuts: Sequence[float], coordinate: int = 0, context_dim: int = 0, hidden_features: Sequence[int] = (32,)
     ) -> None:
-        places = torch.as_tensor(cuts, dtype=torch.get_default_dtype())
-        if places.dim() != 1 or not len(places) or not bool((places.diff() > 0).all() and places.isfinite().all()):
+        points = torch.as_tensor(cuts, dtype=torch.get_default_dtype())
+        if points.dim() != 1 or not len(points) or not bool((points.diff() > 0).all() and points.isfinite().all()):
             raise OptionError(f"Partition: cuts must be increasing finite numbers, got {list(cuts)}")
         if not 0 <= coordinate < dim:
             raise ShapeError(f"Partition: coordinate must lie in 0..{dim - 1}, got {coordinate}")
-        super().__init__(dim, len(places) + 1, context_dim, hidden_features)
+        super().__init__(dim, len(points) + 1, context_dim, hidden_features)
         self.coordinate = coordinate
-        self.register_buffer("cuts", places)
+        self.register_buffer("cuts", points)
 
     def cell(self, x: Tensor) -> Tensor:
         return torch.bucketize(x[..., self.coordinate].contiguous(), self.cuts).unsqueeze(-1)
@@ -215,8 +215,8 @@ class Max(Gated):
 
     def _order(self, u: Tensor) -> Tensor:
         """Positions in ``x`` of the entries of ``z``: the largest, then the others in order."""
-        place = torch.arange(self.dim - 1, device=u.device).expand(*u.shape[:-1], -1)
-        return torch.cat([u, place + (place >= u).long()], -1)
+        rank = torch.arange(self.dim - 1, device=u.device).expand(*u.shape[:-1], -1)
+        return torch.cat([u, rank + (rank >= u).long()], -1)
 
     def onto(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         top, rest = z[..., :1], z[..., 1:]
@@ -233,7 +233,7 @@ class Max(Gated):
 class Sort(Surjection):
     r"""The sorted coordinates, in a random order: densities that do not change when coordinates are exchanged.
 
-    .. math:: s_1 = z_1, \quad s_i = s_{i-1} + \mathrm{softplus}(z_i), \qquad x = \text{a permutation of } s, \text{ all } D! \text{ alike}
+    .. math:: s_1 = z_1, \quad s_i = s_{i-1} + \mathrm{softplus}(z_i), \qquad x = \text{a permutation of } s, \text{ all } D! \text{ equally probable}
 
     Args:
         dim: number of coordinates.

@@ -75,9 +75,9 @@ def _scripted(graph: torch.fx.GraphModule, example: tuple[Tensor, ...]) -> Step:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecated since torch 2.5, and without a replacement that is as quick to build
-            traced, _ = torch.jit._get_trace_graph(graph, example)  # type: ignore[attr-defined]
+            traced, _ = torch.jit._get_trace_graph(graph, example)
             function = torch._C._create_function_from_graph("step", traced)
-            constants = tuple(torch.jit._unique_state_dict(graph, keep_vars=True).values())  # type: ignore[attr-defined]  # become inputs of its own
+            constants = tuple(torch.jit._unique_state_dict(graph, keep_vars=True).values())  # become inputs of its own
             function(*example, *constants)
     except Exception as error:
         logger.debug("the graph runs in Python: %s", error)

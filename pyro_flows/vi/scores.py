@@ -48,7 +48,7 @@ def push_score(transform: FlowTransform, x: Tensor, score: Tensor) -> Pushed:
 def _(transform: Compose, x: Tensor, score: Tensor) -> Pushed:
     total = x.new_zeros(x.shape[:-1])
     for part in transform.parts:
-        x, ladj, score = push_score(part, x, score)  # type: ignore[arg-type]
+        x, ladj, score = push_score(part, x, score)
         total = total + ladj
     return x, total, score
 

@@ -66,9 +66,9 @@ def warm_start(run: Run, bar: Progress) -> None:
 
     engine = prepare(value_and_grad, (centre,), "eager" if run.obstacle else "auto", 0)
     noise = torch.randn(_JUDGES, len(centre)).to(centre)
-    start, count, run.modes = find_start(density, engine, points, float(guide.config["init_scale"]), noise, guide.room())  # type: ignore[arg-type]
+    start, count, run.modes = find_start(density, engine, points, float(guide.config["init_scale"]), noise, guide.log_lengths())
     run.evaluations += count
-    scattered = guide.place(start.loc, start.scale_tril, counted)
+    scattered = guide.start_at(start.loc, start.scale_tril, counted)
     run.started = Started(start.elbo, start.source, start.source != NAIVE, scattered)
     logger.info("warm start: %s, ELBO %.3f", start.source, start.elbo)
     run.history.append({"stage": "warm start", "step": 0, "elbo": start.elbo, "source": start.source, "scattered": scattered})
