@@ -428,11 +428,11 @@ def conjugate(seen):
 QUICK = {"progress": False, "engine": "captured", "num_eval": 4000}
 
 
-def fit(model, *args, max_steps):
-    """A short run, which need not have converged."""
+def fit(model, *args, max_steps, engine="eager"):
+    """A short run, which need not have converged, and for which a capture takes longer than the steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return pf.FlowVI(model, max_steps=max_steps, **QUICK).run(*args)
+        return pf.FlowVI(model, max_steps=max_steps, **QUICK | {"engine": engine}).run(*args)
 
 
 def test_a_conjugate_direction_and_its_evidence():
@@ -473,7 +473,7 @@ def test_a_direction_for_each_group_of_a_plate():
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit(mixed, Y, COUNTS, max_steps=400)
+    return fit(mixed, Y, COUNTS, max_steps=400, engine="captured")
 
 
 def test_flow_vi_picks_the_guide(fitted):
