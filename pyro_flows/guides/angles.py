@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from ..univariate import CircularGather, CircularSpline
 from .angle_profiles import AngleProfiles
 from .block import Block, Layers, Start, UniformPoints, index_of
 from .modes import angle_profiles, far_mass
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["AngleBlock", "AngleCentres", "angle_shapes"]
 

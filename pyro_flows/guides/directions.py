@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from ..transforms import Compose, FlowTransform
 from ..transforms.linear import times
 from .block import Block, Layers, Start, UniformPoints, index_of
 from .modes import OtherModes, circle_variances, other_modes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["DirectionBlock", "DirectionCentres", "DirectionShapes"]
 

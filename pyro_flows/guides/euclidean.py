@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ..numerics import triangle
 from ..transforms import Affine, Compose, FlowTransform, LowRankLinear, Standardize, TriangularLinear
 from .block import Block, Layers, Start, index_of
 from .inner_flow import BASES, default_flow, inner_flow
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["EuclideanBlock", "affine_layer"]
 
