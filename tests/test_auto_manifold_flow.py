@@ -428,11 +428,11 @@ def conjugate(seen):
 QUICK = {"progress": False, "engine": "captured", "num_eval": 4000}
 
 
-def fit(model, *args, max_steps):
-    """A short run, which need not have converged."""
+def fit(model, *args, max_steps, engine="eager"):
+    """A short run, which need not have converged, and for which a capture takes longer than the steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return pf.FlowVI(model, max_steps=max_steps, **QUICK).run(*args)
+        return pf.FlowVI(model, max_steps=max_steps, **QUICK | {"engine": engine}).run(*args)
 
 
 def test_a_conjugate_direction_and_its_evidence():
@@ -474,7 +474,7 @@ def test_a_direction_for_each_group_of_a_plate():
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit(mixed, Y, COUNTS, max_steps=400)
+    return fit(mixed, Y, COUNTS, max_steps=400, engine="captured")
 
 
 def test_flow_vi_picks_the_guide(fitted):
@@ -500,7 +500,7 @@ def test_the_posterior_of_a_mixed_model(fitted, tmp_path):
     torch.testing.assert_close(loaded.log_prob(draws), log_q)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough  # the evidence says the same sooner
 def test_nuts_agrees(fitted):
     """Means and spreads of NUTS with ManifoldReparam, its own noise allowed for."""
     mcmc = infer.MCMC(infer.NUTS(pf.manifolds.ManifoldReparam()(mixed)), num_samples=300, warmup_steps=120, disable_progbar=True)
@@ -623,7 +623,6 @@ def test_a_guide_that_misses_a_mode_is_called_poor(model):
     assert ("of x lies" if model is three_modes else "of phase lies") in posterior.reasons[0]
 
 
-@pytest.mark.thorough
 def test_flow_vi_takes_angles_that_depend_on_each_other():
     def model(x, y):
         kappa = pyro.sample("kappa", dist.LogNormal(0.0, 1.0))

@@ -198,8 +198,15 @@ def test_one_draw_a_solve_and_a_fresh_one_a_call():
 # --- values and gradients
 
 
-@pytest.mark.parametrize("options", [{}, {"adjoint": True}, {"checkpoint": 3}, {"solver": "dopri8"}], ids=str)
-@each_net
+OPTIONS = [{}, {"adjoint": True}, {"checkpoint": 3}, {"solver": "dopri8"}]
+EACH_AND_EACH = [  # every net as it is and every option on one net; all of them together are thorough
+    pytest.param(name, options, id=f"{name}-{options}", marks=[pytest.mark.thorough] * (bool(options) and name != "two-layers"))
+    for name in NETS
+    for options in OPTIONS
+]
+
+
+@pytest.mark.parametrize("name, options", EACH_AND_EACH)
 def test_adaptive_solves(name, options):
     flow, x = flow_of(name, **(TIGHT | options)), points(4, 3)
     y, ladj = flow.forward_and_ladj(x)
