@@ -385,3 +385,93 @@ def test_options_of_a_fit_are_no_arguments_of_the_model():
     posterior = pf.fit.with_options(progress=False, flow=None, max_steps=20, num_eval=50, seed=4, engine="eager")(model, seed=T(2.0))
     assert posterior.seed == 4 and posterior.log_joint.kwargs["seed"] == 2.0
     assert repr(pf.FlowVI(model, flow="maf", lr=1e-3)).startswith("FlowVI(model, flow='maf', num_particles=128, max_steps=2000, lr=0.001")
+
+
+class Regression(pyro.nn.PyroModule):
+    """Pyro's Bayesian network: priors that are made, in single precision, before any fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = pyro.nn.PyroModule[torch.nn.Linear](2, 1)
+        self.layer.weight = pyro.nn.PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+        self.layer.bias = pyro.nn.PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+
+    def forward(self, x):
+        mean = self.layer(x).squeeze(-1)
+        with pyro.plate("rows", len(x)):
+            return pyro.sample("y", dist.Normal(mean, 1.0), obs=x.sum(-1))
+
+
+PRIOR = dist.Gamma(2.0, 1.0)
+
+
+def constant_prior(x):
+    scale = pyro.sample("scale", PRIOR)
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(2).to(x), scale * torch.eye(2).to(x)), obs=x[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("model", [Regression(), Regression().double(), constant_prior], ids=["network", "double", "constant"])
+def test_priors_that_were_made_before_the_fit(model, dtype):
+    """Initial values, densities and predictive draws are of the fit's dtype, whatever that of the prior is."""
+    x = torch.randn(6, 2)
+    guide, log_joint = prepared(model, x, dtype=dtype)
+    assert guide.loc.dtype == dtype and log_joint.mode == "vmap"
+    posterior = pf.Posterior.from_guide(guide, log_joint=log_joint, num_samples=20)
+    assert all(v.dtype == dtype for v in posterior.predictive(num_samples=3).values())
+
+
+VAGUE = (dist.InverseGamma(0.001, 0.001), dist.Gamma(0.001, 0.001), dist.HalfCauchy(1000.0), dist.Pareto(0.001, 0.001))
+
+
+@pytest.mark.parametrize("prior", VAGUE, ids=repr)
+def test_vague_priors_have_a_start(prior):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 100.0))
+        variance = pyro.sample("variance", prior)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, variance.sqrt()), obs=y)
+
+    guide, log_joint = prepared(model, X)
+    assert log_joint(guide.flow().sample((100,))).isfinite().all()
+
+
+@pytest.mark.parametrize("make", [lambda loc: dist.Normal(loc, 0.5), lambda loc: dist.LogNormal(loc, 0.5)], ids=["real", "positive"])
+def test_a_partly_observed_site_has_coordinates_where_it_is_missing(make):
+    """The evidence is that of the rows that were seen, and the guide's Jacobian counts the missing ones alone."""
+    seen = X > -0.5
+
+    def model(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", make(slope * x), obs=x.abs() + 0.1, obs_mask=seen)
+
+    guide, log_joint = prepared(model, X)
+    missing = int((~seen).sum())
+    site = next(site for site in guide.sites if site.name == "y_unobserved")
+    assert guide.latent_dim == 1 + missing and site.size == missing and site.shape == (12,)
+    values = guide.unpack(torch.randn(5, guide.latent_dim, dtype=torch.float64))
+    torch.testing.assert_close(guide.unpack(guide.pack(values))["y_unobserved"], values["y_unobserved"])
+    assert values["y_unobserved"][:, seen].std(0).max() == 0 and values["y_unobserved"][:, ~seen].std(0).min() > 0
+    pyro.clear_param_store()
+    stock = pyro.infer.Trace_ELBO(num_particles=2).loss(model, guide, X.double())
+    assert np.isfinite(stock)
+    with torch.no_grad():
+        slope = torch.randn(50, 1, dtype=torch.float64)
+        law = make(slope * X.double())
+        latent = law.sample()
+        latent[:, seen] = values["y_unobserved"][0, seen]
+        packed = guide.pack({"slope": slope.squeeze(-1), "y_unobserved": latent})
+        wanted = dist.Normal(0.0, 1.0).log_prob(slope.squeeze(-1)) + law.log_prob(latent)[:, ~seen].sum(-1)
+        wanted = wanted + law.log_prob((X.abs() + 0.1).double())[:, seen].sum(-1)
+        torch.testing.assert_close(log_joint(packed) - guide.unpack_ladj(packed), wanted)
+
+
+def test_a_frozen_parameter_is_named_in_the_verdict():
+    def model(y):
+        scale = pyro.param("scale", torch.tensor(1.0))
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, scale).expand([len(y)]).to_event(1), obs=y)
+
+    posterior = pf.fit.with_options(progress=False, flow=None, num_eval=200, engine="eager")(model, X)
+    assert posterior.verdict == "usable" and "pyro.param 'scale'" in posterior.reasons[0]

@@ -78,6 +78,10 @@ class Evaluation:
         reason = f"The training ended early, and the ESS is {self.ess:.1%}: the guide may not have reached all of the posterior. Train longer."
         return self.doubted(reason)
 
+    def usable_at_best(self, reason: str) -> Evaluation:
+        """The same, but not good, for a reason that lies outside what was measured."""
+        return replace(self, verdict="poor" if self.verdict == "poor" else "usable", reasons=(reason, *self.reasons))
+
     def doubted(self, *reasons: str) -> Evaluation:
         """The same, but poor for reasons that the guide's own draws cannot show; unchanged without any."""
         if not reasons:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..distributions import Flow, FlowDistribution
 from ..errors import OptionError, ParamStoreError
+from ..model.context import InFitDtype
 from ..model.sites import LatentSite, check_fixed, init_to_typical, pack, read_sites, unpack, unpack_ladj, warn_of_angles
 from ..transforms import FlowTransform
 from .block import Block
@@ -126,11 +127,12 @@ class AutoFlow(OfBlocks, AutoContinuous):
         self.prototype_trace = None  # not set up, if what follows fails
         self._check_supports(sites, trace, loc + 0.1, args, kwargs)
         self.prototype_trace, self.sites, self.blocks, self.flow = prototype, sites, blocks, flow
+        self.latent_dim = len(loc)
         self.config = {k: "custom" if callable(v) else v for k, v in self.config.items()}  # a lambda has done its work, and cannot be pickled
 
     def first_trace(self, *args: Any, **kwargs: Any) -> poutine.Trace:
         """A trace of the model's latent sites, at the values that ``init_loc_fn`` gives."""
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), poutine.block(), InFitDtype():
             return poutine.trace(poutine.block(self.model, self._prototype_hide_fn)).get_trace(*args, **kwargs)
 
     def _read_sites(self, trace: poutine.Trace) -> list[LatentSite]:
@@ -198,6 +200,12 @@ class AutoFlow(OfBlocks, AutoContinuous):
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """The guide's distribution over the unconstrained latent vector."""
         return self.flow()
+
+    def _unpack_latent(self, latent: Tensor) -> Any:
+        """By site, as Pyro reads it, with the numbers that a mask leaves out."""
+        if any(site.kept is not None for site in self.sites):
+            latent = torch.cat([site.unconstrained(latent).reshape(*latent.shape[:-1], -1) for site in self.sites], -1)
+        return super()._unpack_latent(latent)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw all latent sites, as a Pyro guide."""

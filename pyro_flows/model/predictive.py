@@ -15,7 +15,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ..errors import ModelError, PyroFlowsError
-from .context import running
+from .context import InFitDtype, running
 from .failures import in_a_line
 from .sites import is_deterministic
 
@@ -77,7 +77,7 @@ def simulate(
         except Exception as error:
             raise _explained(error, unobserve.site, "posterior" if latents else "prior") from error
 
-    with running(dtype, validate=True), poutine.block():  # hidden from handlers around the call, not from the plate of parallel runs
+    with running(dtype, validate=True), poutine.block(), InFitDtype():  # hidden from handlers around the call, not from the plate of parallel runs
         first = run(0)
         shapes = {k: site["value"].shape for k, site in _drawn(first, latents).items()}
         if parallel:

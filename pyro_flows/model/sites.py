@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from ..manifolds.supports import complaint
 __all__ = ["LatentSite", "read_sites", "unpack", "unpack_ladj", "pack", "init_to_typical", "is_deterministic"]
 
 
+_FAR = 30.0  # unconstrained numbers beyond which a draw of a vague prior is no place to start
+
+
 @dataclass(frozen=True)
 class LatentSite:
     """One latent site and its place in the vector.
@@ -35,6 +38,9 @@ class LatentSite:
         start, stop: the slice of the vector.
         plates: names of the plates it lies in, outermost first.
         manifold: the sphere or torus that its points are taken on as they are, the bijection being the identity; ``None`` for other sites.
+        kept: which of the unconstrained numbers are coordinates of the vector, ``(k,)``, where a mask leaves others without a density: these stay as
+            they start. ``None`` for all.
+        rest: the unconstrained numbers where the site starts.
     """
 
     name: str
@@ -46,6 +52,27 @@ class LatentSite:
     stop: int
     plates: tuple[str, ...]
     manifold: Manifold | None = None
+    kept: Tensor | None = field(default=None, compare=False)
+    rest: Tensor | None = field(default=None, compare=False)
+
+    def unconstrained(self, z: Tensor) -> Tensor:
+        """The site's unconstrained numbers ``(*batch, *unconstrained_shape)`` in vectors ``(*batch, d)``, those that a mask leaves out included."""
+        own = z[..., self.start : self.stop]
+        if self.kept is not None and self.rest is not None:
+            fixed = self.rest.reshape(-1).to(own)
+            order = torch.arange(len(self.kept), len(self.kept) + len(fixed), device=own.device)
+            order[self.kept.to(own.device)] = torch.arange(len(self.kept), device=own.device)
+            own = torch.cat([own, fixed.expand(*own.shape[:-1], -1)], -1).index_select(-1, order)
+        return own.reshape(z.shape[:-1] + self.unconstrained_shape)
+
+    def log_slopes(self, u: Tensor) -> Tensor:
+        """The log absolute Jacobian determinant of the bijection, summed over the numbers that are coordinates, ``(*batch,)``."""
+        ladj = self.bijection.log_abs_det_jacobian(u, self.bijection(u))
+        flat = ladj.reshape(u.shape[: u.dim() - len(self.unconstrained_shape)] + (-1,))
+        if self.kept is not None:
+            events = torch.div(self.kept.to(u.device), self.unconstrained_shape.numel() // flat.shape[-1], rounding_mode="floor").unique()
+            flat = flat.index_select(-1, events)
+        return flat.sum(-1)
 
     @property
     def size(self) -> int:
@@ -73,9 +100,9 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
 
 
 def init_to_typical(site: dict[str, Any] | None = None) -> Any:
-    """Start a site at the median of a few prior draws, or, for an improper prior, near zero through the support's bijection.
+    """Start a site at the median of a few prior draws, or near zero through the support's bijection.
 
-    A direction starts at a draw.
+    The latter for an improper prior, and for one so vague that its draws over- or underflow. A direction starts at a draw.
     """
     if site is None:
         return init_to_typical
@@ -86,14 +113,37 @@ def init_to_typical(site: dict[str, Any] | None = None) -> Any:
     if value is not None:
         value._pyro_custom_init = False
         return value
+    bijection = _bijection(site["name"], site["fn"].support)
     try:
-        return init_to_median(site)
+        value = init_to_median(site)
+        unconstrained = bijection.inv(value)
+        if bool(torch.isfinite(unconstrained).all()) and (site["fn"].support is constraints.real or float(unconstrained.abs().max()) < _FAR):
+            return value
     except NotImplementedError:  # an ImproperUniform cannot be sampled
-        bijection = _bijection(site["name"], site["fn"].support)
-        shape = bijection.inverse_shape(site["fn"].shape())
-        value = bijection(0.1 * torch.randn(shape))
-        value._pyro_custom_init = False
-        return value
+        pass
+    return _near_zero(site, 0.1)
+
+
+def init_near_zero(radius: float) -> Any:
+    """Start each site at a draw of ``N(0, radius^2)`` through its support's bijection, wherever the prior lies; a direction at a draw."""
+
+    def init(site: dict[str, Any] | None = None) -> Any:
+        if site is None:
+            return init
+        manifold = manifold_of(site["fn"], site["name"])
+        if site["fn"].support.is_discrete or manifold is not None:
+            return init_to_typical(site)
+        return _near_zero(site, radius)
+
+    return init
+
+
+def _near_zero(site: dict[str, Any], radius: float) -> Tensor:
+    bijection = _bijection(site["name"], site["fn"].support)
+    shape = bijection.inverse_shape(torch.Size(site["fn"].shape()))
+    value: Any = bijection(radius * torch.randn(shape))
+    value._pyro_custom_init = False
+    return value
 
 
 def _bijection(name: str, support: constraints.Constraint) -> Transform:
@@ -150,14 +200,25 @@ def read_sites(nodes: Iterable[tuple[str, dict[str, Any]]], on_manifolds: bool =
         if not _is_inside(value, bijection, unconstrained, manifold, support):
             where = support if manifold is None else f"({complaint(support, value)})"
             raise ModelError(f"latent site {name!r} starts at a point that is not inside its support {where}: give init_loc_fn= such a point")
-        size = unconstrained.numel()
+        kept = _kept(node, unconstrained.shape) if manifold is None else None
+        size = unconstrained.numel() if kept is None else len(kept)
         plates = tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim))
-        sites.append(LatentSite(name, node["fn"].support, bijection, value.shape, unconstrained.shape, start, start + size, plates, manifold))
+        place = (start, start + size, plates, manifold, kept, None if kept is None else unconstrained)
+        sites.append(LatentSite(name, node["fn"].support, bijection, value.shape, unconstrained.shape, *place))
         start += size
     if start == 0:
         what = "every sample statement is observed, hidden or enumerated"
         raise ModelError(f"the model has no continuous latent site to infer: {what}. Leave out obs= where something is to be inferred")
     return sites
+
+
+def _kept(node: dict[str, Any], shape: torch.Size) -> Tensor | None:
+    """Which unconstrained numbers of a site a mask leaves a density, as positions in the flat site; ``None`` for all."""
+    mask, batch = node["mask"], node["value"].shape[: node["value"].dim() - node["fn"].event_dim]
+    if not isinstance(mask, Tensor) or bool(mask.all()):
+        return None
+    shown = mask.expand(batch).reshape(batch + (1,) * (len(shape) - len(batch))).expand(shape)
+    return shown.reshape(-1).nonzero()[:, 0]
 
 
 def warn_of_angles(nodes: Iterable[tuple[str, dict[str, Any]]]) -> None:
@@ -192,7 +253,7 @@ def check_fixed(sites: Iterable[LatentSite], z: Tensor, nodes: dict[str, dict[st
     for s in sites:
         if s.manifold is not None:  # there is only one of each size
             continue
-        u = z[s.start : s.stop].reshape(s.unconstrained_shape)
+        u = s.unconstrained(z)
         if not torch.allclose(biject_to(nodes[s.name]["fn"].support)(u), s.bijection(u)):
             raise SupportError(
                 f"the support of latent site {s.name!r} depends on other latent sites: draw it on a fixed support and transform it in the model, "
@@ -202,16 +263,14 @@ def check_fixed(sites: Iterable[LatentSite], z: Tensor, nodes: dict[str, dict[st
 
 def unpack(sites: Iterable[LatentSite], z: Tensor) -> dict[str, Tensor]:
     """Constrained values by site, each ``(*batch, *site_shape)``, from unconstrained vectors ``(*batch, d)``."""
-    return {s.name: s.bijection(z[..., s.start : s.stop].reshape(z.shape[:-1] + s.unconstrained_shape)) for s in sites}
+    return {s.name: s.bijection(s.unconstrained(z)) for s in sites}
 
 
 def unpack_ladj(sites: Iterable[LatentSite], z: Tensor) -> Tensor:
     """The log absolute Jacobian determinant of :func:`unpack`, ``(*batch,)``."""
     total = z.new_zeros(z.shape[:-1])
     for s in sites:
-        u = z[..., s.start : s.stop].reshape(z.shape[:-1] + s.unconstrained_shape)
-        ladj = s.bijection.log_abs_det_jacobian(u, s.bijection(u))
-        total = total + ladj.reshape(z.shape[:-1] + (-1,)).sum(-1)
+        total = total + s.log_slopes(s.unconstrained(z))
     return total
 
 
@@ -223,5 +282,6 @@ def pack(sites: Iterable[LatentSite], values: dict[str, Tensor]) -> Tensor:
     parts = []
     for s in sites:
         u = s.project(s.bijection.inv(values[s.name]))
-        parts.append(u.reshape(u.shape[: u.dim() - len(s.unconstrained_shape)] + (-1,)))
+        flat = u.reshape(u.shape[: u.dim() - len(s.unconstrained_shape)] + (-1,))
+        parts.append(flat if s.kept is None else flat.index_select(-1, s.kept.to(flat.device)))
     return torch.cat(parts, -1)

@@ -96,6 +96,10 @@ class PosteriorCore:
                     log_joint = LogJoint(guide.model, guide, args, kwargs)
             evaluation = evaluate_guide(guide.eval(), log_joint, num_samples, modes)
         warnings = list(warnings)
+        if log_joint.frozen:
+            names = ", ".join(map(repr, log_joint.frozen))
+            reason = f"The posterior is that given pyro.param {names} at its initial value, which no data have moved."
+            evaluation = evaluation.usable_at_best(reason)
         if log_joint.stochastic:
             warnings.append(f"the model's density is random, so ESS and k-hat look worse than they are: {log_joint.reason}")
         if any(getattr(layer, "log_det", "") == "estimate" for layer in guide.modules()):

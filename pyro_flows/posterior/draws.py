@@ -42,7 +42,7 @@ def evaluate_guide(guide: AutoFlow, log_joint: LogJoint, num_samples: int, modes
         part = z[:, site.start : site.stop]
         value = values[site.name]
         if value.numel() != part.numel() or not torch.equal(value.reshape(part.shape), part):
-            values[f"{site.name} (unconstrained)"] = part.reshape(len(z), *site.unconstrained_shape)
+            values[f"{site.name} (unconstrained)"] = site.unconstrained(z)
     evaluation = evaluate(log_joint(z), log_q, *_columns(values))
     return evaluation.doubted(*missed_mass(guide, log_joint, modes, evaluation.log_evidence.mean))
 

@@ -13,10 +13,12 @@ from ..guides import AutoFlow, auto_guide
 from ..manifolds.supports import complaint, contains
 from ..model.inputs import explained, not_finite
 from ..model.log_joint import LogJoint
+from ..model.sites import init_near_zero
 
 __all__ = ["set_up"]
 
 _PROBES = 16  # draws of the guide at which the density must be finite
+_RADII = (0.1, 1.0, 2.0)  # in unconstrained space, around zero: where to start if the density is not finite around the prior's median
 _MASK = (
     "Remove those rows, make them latent sites, or hide them from the likelihood: obs=torch.where(ok, y, 0.0) inside poutine.mask(mask=ok), "
     "or obs_mask=ok"
@@ -28,7 +30,8 @@ def set_up(
 ) -> tuple[AutoFlow, LogJoint]:
     """Run the model once, make the guide's parameters and the log joint density, and look whether the start is possible.
 
-    Where options are given instead of a guide, the guide that suits the model's supports is made with them.
+    Where options are given instead of a guide, the guide that suits the model's supports is made with them, around the prior's median or, if the
+    density is not finite there, around zero in unconstrained space.
 
     Raises:
         ModelError: the model fails, has nothing to infer, or has no finite density near the start.
@@ -37,19 +40,24 @@ def set_up(
         DtypeError: the model mixes dtypes or devices.
     """
     missing = not_finite(args, kwargs)
+    starts = [{}] if isinstance(guide, AutoFlow) else [{}, *({"init_loc_fn": init_near_zero(radius)} for radius in _RADII)]
     try:
-        with explained(dtype):
-            made = guide if isinstance(guide, AutoFlow) else auto_guide(model, args, kwargs, **guide)
-            made = made.setup(*args, **kwargs).to(dtype)
-            log_joint = LogJoint(model, made, args, kwargs)
-            values, slopes = _values_and_slopes(log_joint, made.flow().sample((_PROBES,)))
+        for start in starts:
+            with explained(dtype):
+                made = guide if isinstance(guide, AutoFlow) else auto_guide(model, args, kwargs, **guide, **start)
+                made = made.setup(*args, **kwargs).to(dtype)
+                log_joint = LogJoint(model, made, args, kwargs)
+                values, slopes = _values_and_slopes(log_joint, made.flow().sample((_PROBES,)))
+            possible = bool((torch.isfinite(values) & torch.isfinite(slopes).all(-1)).any())
+            if possible or missing:
+                break
         _check_sites(made, log_joint)
         _check_observations(log_joint)
     except PyroFlowsError as error:
         if missing:
             raise ModelError(f"{missing}, and the model cannot be evaluated with them. {_MASK}") from error
         raise
-    if not bool((torch.isfinite(values) & torch.isfinite(slopes).all(-1)).any()):
+    if not possible:
         if missing:
             raise ModelError(f"{missing}, and so is the model's log density or its gradient. {_MASK}")
         raise ModelError(
