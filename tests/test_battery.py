@@ -19,7 +19,7 @@ from pyro.nn.module import PyroModule, to_pyro_module_
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from zoo import CIRCLE, INTERVAL, NOT_MAPS, UNIVARIATES, Instance, fresh, perturbed
+from zoo import CIRCLE, INTERVAL, NOT_MAPS, UNIVARIATES, Instance, fresh, normal, perturbed
 from zoo import ZOO as EUCLIDEAN
 
 import pyro_flows as pf
@@ -436,6 +436,26 @@ def test_gradients_of_the_two_ways_agree(case):
             assert g is None or g.abs().lt(1e-7).all()
 
 
+@each(LEARNS)
+def test_gradients_by_differences(case):
+    """Along a random direction of all parameters and the context at once: a part of a parameter that is detached in both ways is seen here only."""
+    transform, x, context = perturbed(case), case.points(10), case.context(10)
+    way = getattr(transform, WAYS[transform.one_pass == "inverse"])
+    moved = [*transform.parameters(), *([] if context is None else [context.requires_grad_()])]
+    steps = [normal(100 + i, *t.shape) for i, t in enumerate(moved)]
+    grads = torch.autograd.grad(weighted(way(x, context)), moved, allow_unused=True)
+    slope = sum((g * step).sum() for g, step in zip(grads, steps, strict=True) if g is not None)
+
+    def at(size: float) -> Tensor:
+        with torch.no_grad():
+            for t, step in zip(moved, steps, strict=True):
+                t += size * step
+            return weighted(way(x, context))
+
+    h = 1e-5
+    close((at(h) - at(-2 * h)) / (2 * h), slope, 1e-5)
+
+
 # --- numbers
 
 
@@ -649,6 +669,7 @@ def test_compiled_calls_leave_no_memory():
     case = next(case for case in ZOO if case.id == "compose-unconditional")
     torch.compiler.reset()
     transform, x = perturbed(case), case.points(5)
+    transform(x)  # a memory that the graph must not look at
     y = torch.compile(lambda x: transform(x), fullgraph=True, backend="eager")(x)
     assert transform.inv(y) is not x
     close(transform.inv(y), x, 1e-8)

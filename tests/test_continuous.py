@@ -180,6 +180,16 @@ class _Ladj(nn.Module):
         return self.flow.inverse_and_ladj(x)[1]
 
 
+def test_a_net_that_draws_is_tried_out_beside_the_random_stream():
+    class Noisy(nn.Module):
+        def forward(self, t, x):
+            return torch.rand_like(x)
+
+    before = torch.get_rng_state()
+    ContinuousFlow(2, Noisy())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_one_draw_a_solve_and_a_fresh_one_a_call():
     flow, x = flow_of("plain", trace="hutchinson", solver="rk4", steps=10), points(6, 3)
     torch.manual_seed(0)
