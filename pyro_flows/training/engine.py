@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import CaptureError, OptionError
 
-__all__ = ["ENGINES", "Engine", "prepare"]
+__all__ = ["ENGINES", "Engine", "capture", "prepare"]
 
 logger = logging.getLogger("pyro_flows")
 ENGINES = ("auto", "compiled", "captured", "eager")
@@ -53,7 +53,12 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
-def _capture(step: Step, example: tuple[Tensor, ...]) -> torch.fx.GraphModule:
+def capture(step: Step, example: tuple[Tensor, ...]) -> torch.fx.GraphModule:
+    """The step as a graph of tensor operations, recorded at an example of its inputs.
+
+    Raises:
+        CaptureError: it branches on values, or does what cannot be recorded.
+    """
     try:
         # make_fx describes every value of the graph by a fake tensor: with one mode at hand for all of them a capture takes a third of the time
         with warnings.catch_warnings(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
@@ -130,7 +135,7 @@ def prepare(step: Step, example: tuple[Tensor, ...], engine: str, expected_steps
     try:
         if obstacle:
             raise CaptureError(f"the step cannot be captured: {obstacle}")
-        graph = _capture(step, example)
+        graph = capture(step, example)
     except CaptureError as error:
         if engine != "auto":
             raise
