@@ -90,6 +90,7 @@ def test_the_score_and_the_path_have_one_mean():
     torch.testing.assert_close(gradients["score"], gradients["path"], atol=0.01, rtol=0.02)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not engine_module._has_compiler(), reason="torch.compile needs a C++ compiler")
 def test_compiled_equals_eager():
     _, _, _, step, example = make_step(small, flow=None)

@@ -111,9 +111,7 @@ def test_the_evidence_is_what_we_say():
 @pytest.mark.parametrize("recipe", [name for name in pf.flows.__all__ if name not in NO_GUIDES])
 def test_no_guide_beats_the_evidence(recipe):
     normal()
-    for seed in range(2):
-        torch.manual_seed(seed)
-        guide = start(recipe)
-        check(guide)
+    guide = start(recipe)
+    check(guide)
     train(guide, 15, 0.01)
     assert check(guide) > EVIDENCE - 2, "far from the posterior, nothing was tested"
