@@ -239,6 +239,7 @@ def test_a_solve_that_fails_in_training_is_a_step_left_out():
 # --- penalties
 
 
+@pytest.mark.thorough
 def test_penalties_make_paths_shorter():
     x, found = mixture(5000), []
     for weight in (0.0, 0.5):
@@ -357,6 +358,7 @@ def carried(flow: ContinuousFlow, x: Tensor, wanted: Tensor, steps: int = 150) -
     return loss.item()
 
 
+@pytest.mark.thorough
 def test_reflection_needs_room():
     """On a line paths cannot cross: x to -x is out of reach, and the best that can be done is the constant."""
     torch.manual_seed(0)
@@ -369,6 +371,7 @@ def test_reflection_needs_room():
     torch.testing.assert_close(flow.carry(x), x)
 
 
+@pytest.mark.thorough
 def test_disc_and_ring_need_room():
     """A plain flow of the plane keeps the ring around the disc; a plane cannot part them, and with a third coordinate one does."""
     torch.manual_seed(0)

@@ -231,6 +231,7 @@ def test_interrupted_and_resumed_bit_for_bit(tmp_path):
     assert again.history == whole.history
 
 
+@pytest.mark.thorough
 def test_more_steps_from_a_checkpoint(tmp_path):
     """While the rate holds, a run does not know its max_steps; a finished one goes on where it ended."""
     options = {**QUICK, "flow": small_flow, "warm_start": False, "num_eval": 1000}
@@ -527,6 +528,7 @@ def test_a_param_is_held_fixed_and_named():
     assert any("'scale' was held fixed" in w for w in quietly(pf.FlowVI(model, **QUICK), torch.tensor(1.0)).warnings)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_flow_is_not_worse_than_its_affine_layer():
     def stop(record):
         if record["stage"] == "flow":

@@ -51,6 +51,7 @@ DIMS = range(1, 13)
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES)
 each_context = pytest.mark.parametrize("context_dim", (0, 2))
+few_contexts = pytest.mark.parametrize("context_dim", (0, pytest.param(2, marks=pytest.mark.thorough)))  # what the context does shows elsewhere
 
 
 def build(recipe: str, dim: int, context_dim: int = 0, scale: float = 0.3, **options) -> pf.Flow:
@@ -88,7 +89,7 @@ def grid(d: dist.TorchDistribution, count: int, draws: int = 20_000) -> tuple[Te
         return axes, d.log_prob(points).exp() * step.prod()
 
 
-@each_context
+@few_contexts
 @each_recipe
 def test_density_and_samples_in_one_dimension(recipe, context_dim):
     d = build(recipe, 1, context_dim, transforms=3)(*given(context_dim))
@@ -99,7 +100,7 @@ def test_density_and_samples_in_one_dimension(recipe, context_dim):
     assert stats.kstest(cdf[index].numpy(), "uniform").pvalue > 1e-3
 
 
-@each_context
+@few_contexts
 @each_recipe
 def test_density_and_samples_in_two_dimensions(recipe, context_dim):
     scale, count, draws = (0.1, 250, 5000) if recipe in ROOTS else (0.3, 400, 20_000)  # a milder map, which a coarser grid resolves
@@ -117,7 +118,7 @@ def test_density_and_samples_in_two_dimensions(recipe, context_dim):
     assert stats.chisquare(observed.numpy(), frequencies.numpy()).pvalue > 1e-3
 
 
-@each_context
+@few_contexts
 @each_recipe
 def test_rsample_and_log_prob(recipe, context_dim):
     flow, args = build(recipe, 3, context_dim), given(context_dim, 4)
@@ -279,7 +280,7 @@ def test_in_a_plate(recipe, context_dim):
     assert len(pyro.get_param_store()) == len(list(flow.parameters()))
 
 
-@pytest.mark.parametrize("context_dim", [0, pytest.param(2, marks=pytest.mark.thorough)])
+@few_contexts
 @each_recipe
 def test_stock_inference_runs(recipe, context_dim):
     """A flow as a likelihood and as a guide, under stock SVI; losses fall and no memory of the last step is stale."""

@@ -66,6 +66,7 @@ def test_every_coordinate_and_the_context_matter_after_training(make, n, manifol
         assert (change.abs().amax(0) > 1e-3).all()
 
 
+@pytest.mark.thorough
 def test_a_flow_learns_a_direction_as_a_guide_as_a_prior_and_as_a_likelihood():
     target = M.VonMisesFisher(torch.tensor([0.0, 0.6, 0.8]), 4.0)
     flow = pf.flows.sphere(3, transforms=2)

@@ -161,6 +161,7 @@ def test_nuts_finds_the_moments_of_von_mises_fisher():
     assert z_score((x @ across) ** 2, mean / kappa) < 3
 
 
+@pytest.mark.thorough
 def test_nuts_goes_round_the_circle():
     def model():  # a von Mises density, written out
         x = pyro.sample("x", UniformTorus(1))
