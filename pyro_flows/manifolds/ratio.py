@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..errors import OptionError
 from ..numerics import batch_jacobian
+from ..numerics.factors import log_abs_det
 from .manifold import Manifold
 
 __all__ = ["volume_ratio", "log_volume_ratio"]
@@ -51,10 +51,10 @@ def log_volume_ratio(f: Map, x: Tensor, manifold: Manifold, method: Literal["hom
             r = manifold.radius(z)
             return r * f(z / r)
 
-        return torch.linalg.slogdet(batch_jacobian(extended, x))[1]
+        return log_abs_det(batch_jacobian(extended, x))
     if method == "tangent":
         there = manifold.tangent_basis(f(x).detach())
-        return torch.linalg.slogdet(there.mT @ batch_jacobian(f, x) @ manifold.tangent_basis(x))[1]
+        return log_abs_det(there.mT @ batch_jacobian(f, x) @ manifold.tangent_basis(x))
     raise OptionError(f'volume_ratio: method must be "homogeneous" or "tangent", got {method!r}')
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import DtypeError, OptionError, ShapeError
 from ..nets import Hypernetwork
+from ..numerics.factors import log_abs_det
 from ..transforms import Compose, FlowTransform
 from ..transforms.linear import times
 from .charts import ALR, ILR, StickBreaking, _Chart, positive_exp
@@ -187,7 +188,7 @@ class GeneralizedCalibration(_InChart):
 
     def _forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         matrix, shift = self._parts(context)
-        return times(matrix, z) + shift, torch.linalg.slogdet(matrix)[1].expand(z.shape[:-1])
+        return times(matrix, z) + shift, log_abs_det(matrix).expand(z.shape[:-1])
 
     def _backward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         matrix, shift = self._parts(context)
@@ -196,7 +197,7 @@ class GeneralizedCalibration(_InChart):
             back = torch.linalg.solve(matrix, moved.reshape(-1, z.shape[-1]).mT).mT.reshape(z.shape)
         else:
             back = torch.linalg.solve(matrix, moved.unsqueeze(-1)).squeeze(-1)
-        return back, -torch.linalg.slogdet(matrix)[1].expand(z.shape[:-1])
+        return back, -log_abs_det(matrix).expand(z.shape[:-1])
 
 
 class SimplexFlow(_InChart):

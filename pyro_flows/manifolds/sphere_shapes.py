@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import SupportError
+from ..numerics.factors import log_abs_det
 from .distribution import ManifoldDistribution, check_lower, check_matrix, require, together
 from .geometry import Sphere
 from .grids import gauss_legendre
@@ -104,7 +105,7 @@ class AffineUniform(ManifoldDistribution):
         y, matrix, shift = widened(value, self.matrix, self.shift)
         z, c = (torch.linalg.solve(matrix, t.unsqueeze(-1)).squeeze(-1) for t in (y, shift))
         one, first = pulled_back(z)
-        ratio = torch.linalg.slogdet(matrix)[1] - first + stretch(one, c, 1 - dot(c, c))[1]
+        ratio = log_abs_det(matrix) - first + stretch(one, c, 1 - dot(c, c))[1]
         return (-self.manifold.log_volume - ratio).to(value)
 
     def _draw(self, shape: torch.Size) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import vjp, vmap
 
+from .factors import log_abs_det
+
 __all__ = ["batch_jacobian", "log_det", "estimate_log_det", "Roulette", "hutchinson_trace"]
 
 Map = Callable[..., Tensor]
@@ -27,7 +29,7 @@ def batch_jacobian(f: Map, x: Tensor) -> Tensor:
 
 def log_det(f: Map, x: Tensor) -> Tensor:
     r""":math:`\log|\det(I + \partial f/\partial x)|` of each row, exactly, for a contraction ``f``: cost ``D`` vjps and :math:`O(D^3)`."""
-    return torch.linalg.slogdet(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device) + batch_jacobian(f, x))[1]
+    return log_abs_det(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device) + batch_jacobian(f, x))
 
 
 def hutchinson_trace(f: Map, x: Tensor, probe: Tensor) -> Tensor:

@@ -49,6 +49,11 @@ class _Quantile(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0] * mills(-ctx.saved_tensors[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
