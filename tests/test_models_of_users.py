@@ -1,6 +1,7 @@
 """Models as users write them: every distribution of Pyro as likelihood and as prior, and what stock Pyro runs runs here, captured."""
 
 import functools
+from collections import defaultdict
 
 import numpy as np
 import pyro
@@ -371,6 +372,12 @@ def test_arguments_that_are_no_numbers(value, error, words):
 def test_arguments_that_are_numbers_in_disguise(value):
     (got,), _ = converted((value,), {}, torch.float64)
     assert isinstance(got, torch.Tensor) and got.dtype == torch.float64 and bool((got == 1).all())
+
+
+def test_dicts_stay_what_they_are_and_are_not_changed():
+    given = defaultdict(list, {"x": np.ones(2, np.float32)})
+    (got,), _ = converted((given,), {}, torch.float64)
+    assert type(got) is defaultdict and got["x"].dtype == torch.float64 and isinstance(given["x"], np.ndarray)
 
 
 def test_masked_entries_are_missing_and_plain_values_stay():

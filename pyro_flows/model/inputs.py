@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,7 +77,9 @@ def _converted(value: Any, dtype: torch.dtype, name: str) -> Any:
     if isinstance(value, np.ndarray) or hasattr(value, "to_numpy"):
         return _from_array(_array(value), dtype, name)
     if isinstance(value, dict):
-        return type(value)({k: _converted(v, dtype, f"{name}[{k!r}]") for k, v in value.items()})
+        same = copy.copy(value)  # of its own kind, such as a defaultdict
+        same.update({k: _converted(v, dtype, f"{name}[{k!r}]") for k, v in value.items()})
+        return same
     if type(value) in (list, tuple):
         if value and all(isinstance(v, str) for v in value):
             return _codes(np.asarray(value), name)

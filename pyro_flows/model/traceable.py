@@ -99,10 +99,17 @@ class Traceable(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["fn"] = fn = _traceable(msg["fn"])
-        if msg["is_observed"] and isinstance(msg["value"], Tensor) and not msg["value"].is_floating_point() and fn.support.is_discrete:
+        if msg["is_observed"] and isinstance(msg["value"], Tensor) and not msg["value"].is_floating_point() and _is_discrete(fn):
             msg["value"] = msg["value"].to(torch.get_default_dtype())  # whole numbers of any dtype are outcomes of a Bernoulli
         if msg["is_observed"] and isinstance(msg["mask"], Tensor) and isinstance(msg["value"], Tensor) and msg["value"].is_floating_point():
             msg["value"] = _without_missing(msg["value"], msg["mask"], msg["fn"].event_dim)
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return bool(fn.support.is_discrete)
+    except (NotImplementedError, AttributeError):  # a distribution that does not say
+        return False
 
 
 def _without_missing(value: Tensor, mask: Tensor, event_dim: int) -> Tensor:
