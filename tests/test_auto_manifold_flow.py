@@ -539,7 +539,7 @@ def by_quadrature(model, y):
     return float(terms.logsumexp((0, 1))), angles.squeeze(-1), terms.logsumexp(0).softmax(-1)
 
 
-@pytest.mark.parametrize("times", (1, 3))
+@pytest.mark.parametrize("times", (pytest.param(1, marks=pytest.mark.thorough), 3))
 def test_flow_vi_finds_all_modes_of_an_angle_across_the_seam(times):
     y = 1.5 * torch.cos(TIMES - 3.1) + 0.4 * torch.randn(20)
     model = wave(times)
@@ -623,6 +623,7 @@ def test_a_guide_that_misses_a_mode_is_called_poor(model):
     assert ("of x lies" if model is three_modes else "of phase lies") in posterior.reasons[0]
 
 
+@pytest.mark.thorough
 def test_flow_vi_takes_angles_that_depend_on_each_other():
     def model(x, y):
         kappa = pyro.sample("kappa", dist.LogNormal(0.0, 1.0))

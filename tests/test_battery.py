@@ -271,7 +271,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [c if c != "load-assign" else pytest.param(c, marks=pytest.mark.thorough) for c in CHANGES])
 @each(LEARNS, base_decides=True)
 def test_a_changed_parameter_is_seen(case, change):
     transform, x = perturbed(case), case.points(6)
@@ -601,7 +601,7 @@ _and_these = ("coupling-spline-context", "coupling-mixture-context")
 TRACED = list({case.id: case for case in (*TRACED.values(), *(c for c in ZOO if c.id in _and_these))}.values())
 
 
-@each(TRACED)
+@each([case for case in TRACED if case.id not in ("sphere-exponential-3", "continuous-torus3-context")])  # the longest: others have their operations
 def test_make_fx(case):
     transform, context = perturbed(case), case.context(5)
 
@@ -694,7 +694,7 @@ def test_cuda(case):
 def test_distributions(case):
     """Shapes, samples and densities of the distributions that torch and Pyro make of a transform."""
     transform = perturbed(case)
-    for batch in ((), (1,), (4,), (3, 4)) if case.context_dim else ((),):
+    for batch in ((), (1,), (3, 4)) if case.context_dim else ((),):
         context = case.context(*batch)
         unbound = ConditionalTransformedDistribution(case.base(), [transform]).condition(context)
         bound = dist.TransformedDistribution(case.base(), [in_context(transform, case, *batch)])

@@ -310,7 +310,7 @@ def test_a_captured_step_is_freed_with_its_data():
 
     capture()
     before = resident()
-    for _ in range(12):
+    for _ in range(6):
         capture()
         gc.collect()
-    assert resident() - before < 16
+    assert resident() - before < 12

@@ -108,7 +108,7 @@ def test_the_evidence_is_what_we_say():
     assert (log_p.logsumexp(0) + (u[1] - u[0]).log()).item() == pytest.approx(EVIDENCE, abs=1e-3)
 
 
-SLOW = ("umnn", "gaussianization", "flowpp", "bernstein")  # univariate maps by roots, in the coupling that other recipes show
+SLOW = ("umnn", "gaussianization", "flowpp", "bernstein", "naf")  # univariate maps by roots, in the coupling that other recipes show
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def test_pairs_are_nearly_the_best():
         assert cost[torch.arange(count), found].sum() < 1.1 * least
 
 
+@pytest.mark.thorough
 def test_paired_paths_are_straighter(matched):
     torch.manual_seed(0)
     flow = pf.flows.cnf(2, hidden_features=(32, 32))

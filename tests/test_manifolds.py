@@ -149,7 +149,7 @@ def test_ratios_of_a_product_add_up():
 INTEGRABLE = [c for c in MANIFOLD_ZOO if c.manifold in (M.Sphere(2), M.Sphere(3), M.Simplex(3))]
 
 
-@pytest.mark.parametrize("case", INTEGRABLE, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.id, marks=[pytest.mark.thorough] * (c.id == "sphere-compose")) for c in INTEGRABLE])
 def test_flows_integrate_to_one(case: ManifoldInstance):
     transform = perturbed(case)
     bound = transform.condition(case.context()) if case.context_dim else transform

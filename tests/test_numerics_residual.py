@@ -200,7 +200,7 @@ def test_the_variance_is_finite_and_known(rho, draws):
 
 
 @pytest.mark.parametrize("training", (True, False), ids=("train", "eval"))
-@pytest.mark.parametrize("dim", (2, 5, 8))
+@pytest.mark.parametrize("dim", (2, *(pytest.param(dim, marks=pytest.mark.thorough) for dim in (5, 8))))
 def test_estimates_are_unbiased(dim, training):
     """Mean of the value and of the gradient by the point and by every parameter, against the exact ones; rows weigh differently."""
     layer = strong(dim, log_det="estimate").train(training)

@@ -144,6 +144,7 @@ def z_score(values, mean):
     return abs(values.mean().item() - mean) / (values.std().item() / math.sqrt(ess))
 
 
+@pytest.mark.thorough
 def test_nuts_finds_the_moments_of_von_mises_fisher():
     pole, kappa = POLE.double(), 4.0
 

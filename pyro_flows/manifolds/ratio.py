@@ -38,6 +38,7 @@ def log_volume_ratio(f: Map, x: Tensor, manifold: Manifold, method: Literal["hom
         OptionError: an unknown method.
 
     Example:
+        >>> import torch
         >>> from pyro_flows.manifolds import Sphere
         >>> x = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
         >>> c = torch.tensor([0.5, 0.0], dtype=torch.float64)
