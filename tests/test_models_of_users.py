@@ -12,7 +12,7 @@ import torch
 import pyro_flows as pf
 from pyro_flows.errors import DataError, DtypeError, ModelError, PyroFlowsError
 from pyro_flows.model.context import running
-from pyro_flows.model.inputs import converted, labels_of
+from pyro_flows.model.inputs import converted
 from pyro_flows.training.engine import prepare
 from pyro_flows.vi.set_up import set_up
 
@@ -338,11 +338,12 @@ def arrays():
 
 @pytest.mark.parametrize("make", [pandas_frame, lists, arrays])
 def test_tables_of_every_kind(make):
-    args, _ = converted((make(),), {}, torch.float64)
+    labels = []
+    args, _ = converted((make(),), {}, torch.float64, labels)
     table = args[0]
     assert table["g"].tolist() == [1, 0, 2] * 4 and table["x"].dtype == torch.float64
     torch.testing.assert_close(table["x"], X.double())
-    assert labels_of((make(),), {}) == [["a", "b", "c"]]
+    assert labels == [["a", "b", "c"]]
 
 
 def test_a_frame_as_a_model_sees_it():

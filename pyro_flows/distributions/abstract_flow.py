@@ -48,6 +48,11 @@ class AbstractFlow(nn.Module):
         return self.layers
 
     @property
+    def has_implicit_layers(self) -> bool:
+        """Whether a layer's derivatives are functions of its own making (implicit, or of an estimate), which ``torch.func`` cannot nest."""
+        return any(getattr(part, "implicit", False) for part in self.modules())
+
+    @property
     def manifold(self) -> Any:
         """The manifold that points lie on; ``None`` for all of space."""
         return None

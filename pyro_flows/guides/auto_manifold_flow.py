@@ -130,7 +130,8 @@ class AutoManifoldFlow(AutoFlow):
         if name != "auto":
             return name
         few = sum(s.size for s in self.sites if s.manifold is None) <= _FEW
-        return "score" if few and not any(getattr(layer, "implicit", False) for layer in self._modules["flow"].modules()) else "path"
+        flow: Any = self._modules["flow"]
+        return "score" if few and not flow.has_implicit_layers else "path"
 
     @property
     def keeps_start(self) -> bool:

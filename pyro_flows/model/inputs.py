@@ -15,7 +15,7 @@ from ..errors import DataError, DtypeError, ModelError, PyroFlowsError
 from ..numerics.fingerprint import leaves
 from .failures import in_a_line
 
-__all__ = ["Table", "converted", "explained", "labels_of", "not_finite"]
+__all__ = ["Table", "converted", "explained", "not_finite"]
 
 
 def not_finite(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -53,39 +53,43 @@ class Table(dict[str, Any]):
         return list(self)
 
 
-def converted(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def converted(
+    args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype, labels: list[list[str]] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A model's arguments as it can be traced with: tensors, and plain values as they are.
 
     Floating-point tensors, arrays and lists become tensors of ``dtype``; integers stay integers, and lists of them lists. Data frames become a
-    :class:`Table`, and labels (arrays, columns or lists of strings) the positions of each in the sorted list of all, see :func:`labels_of`.
+    :class:`Table`, and labels (arrays, columns or lists of strings) the positions of each in the sorted list of all; these lists are added to
+    ``labels``, one an argument or column.
 
     Raises:
         DtypeError: numbers that no density can be computed with: complex, sparse, of objects, or without values (meta).
         DataError: labels that are missing.
     """
+    labels = [] if labels is None else labels
     return (
-        tuple(_converted(value, dtype, f"argument {i}") for i, value in enumerate(args)),
-        {k: _converted(value, dtype, f"argument {k!r}") for k, value in kwargs.items()},
+        tuple(_converted(value, dtype, f"argument {i}", labels) for i, value in enumerate(args)),
+        {k: _converted(value, dtype, f"argument {k!r}", labels) for k, value in kwargs.items()},
     )
 
 
-def _converted(value: Any, dtype: torch.dtype, name: str) -> Any:
+def _converted(value: Any, dtype: torch.dtype, name: str, labels: list[list[str]]) -> Any:
     if isinstance(value, Tensor):
         return _tensor(value, dtype, name)
     if _is_frame(value):
-        return Table({str(c): _converted(_array(value[c]), dtype, f"{name}[{str(c)!r}]") for c in value.columns})
+        return Table({str(c): _converted(_array(value[c]), dtype, f"{name}[{str(c)!r}]", labels) for c in value.columns})
     if isinstance(value, np.ndarray) or hasattr(value, "to_numpy"):
-        return _from_array(_array(value), dtype, name)
+        return _from_array(_array(value), dtype, name, labels)
     if isinstance(value, dict):
         same = copy.copy(value)  # of its own kind, such as a defaultdict
-        same.update({k: _converted(v, dtype, f"{name}[{k!r}]") for k, v in value.items()})
+        same.update({k: _converted(v, dtype, f"{name}[{k!r}]", labels) for k, v in value.items()})
         return same
     if type(value) in (list, tuple):
         if value and all(isinstance(v, str) for v in value):
-            return _codes(np.asarray(value), name)
+            return _codes(np.asarray(value), labels)
         if any(isinstance(v, (float, np.floating)) for v in value) and all(isinstance(v, (int, float, np.number)) for v in value):
             return torch.tensor([float(v) for v in value], dtype=dtype)
-        return type(value)(_converted(v, dtype, f"{name}[{i}]") for i, v in enumerate(value))
+        return type(value)(_converted(v, dtype, f"{name}[{i}]", labels) for i, v in enumerate(value))
     return value
 
 
@@ -110,45 +114,22 @@ def _tensor(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def _from_array(array: np.ndarray, dtype: torch.dtype, name: str) -> Tensor:
+def _from_array(array: np.ndarray, dtype: torch.dtype, name: str, labels: list[list[str]]) -> Tensor:
     if array.dtype.kind in "fiub":
         native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
         return _tensor(torch.from_numpy(native if native.flags.writeable else native.copy()), dtype, name)
     if array.dtype.kind in "UST" or (array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat)):
-        return _codes(array, name)
+        return _codes(array, labels)
     if array.dtype.kind == "O" and any(isinstance(v, str) for v in array.flat):
         missing = sum(not isinstance(v, str) for v in array.flat)
         raise DataError(f"{name} has {missing} missing label(s) among its words: fill them in, as by 'unknown', or remove those rows")
     raise DtypeError(f"{name} is an array of {array.dtype}, not of numbers or words: convert it, as by .astype(float)")
 
 
-def _codes(array: np.ndarray, name: str) -> Tensor:
-    codes = np.unique(array.astype(str), return_inverse=True)[1]
+def _codes(array: np.ndarray, labels: list[list[str]]) -> Tensor:
+    words, codes = np.unique(array.astype(str), return_inverse=True)
+    labels.append(words.tolist())
     return torch.from_numpy(codes.reshape(array.shape).astype(np.int64))
-
-
-def labels_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[str]]:
-    """The sorted labels behind the codes that :func:`converted` makes of words, one list an argument or column that holds some."""
-    found: list[list[str]] = []
-
-    def look(value: Any) -> None:
-        if _is_frame(value):
-            for c in value.columns:
-                look(value[c])
-        elif isinstance(value, dict):
-            for v in value.values():
-                look(v)
-        elif type(value) in (list, tuple) and not (value and all(isinstance(v, str) for v in value)):
-            for v in value:
-                look(v)
-        elif not isinstance(value, (Tensor, str)) and (isinstance(value, (np.ndarray, list, tuple)) or hasattr(value, "to_numpy")):
-            array = np.asarray(value) if isinstance(value, (list, tuple)) else _array(value)
-            if array.size and all(isinstance(v, str) for v in array.flat):
-                found.append(np.unique(array.astype(str)).tolist())
-
-    look(list(args))
-    look(kwargs)
-    return found
 
 
 @contextmanager

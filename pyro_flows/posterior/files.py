@@ -15,7 +15,7 @@ from ..diagnostics import Estimate, Evaluation
 from ..errors import CheckpointError, PyroFlowsError
 from ..guides import GUIDES, AutoFlow
 from ..model.context import running, without_init
-from ..model.inputs import converted, explained, labels_of
+from ..model.inputs import converted, explained
 from ..model.log_joint import LogJoint
 from ..numerics.fingerprint import fingerprint, fingerprints_agree
 from ..numerics.random import seeded
@@ -89,8 +89,8 @@ def load(
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{shown} is damaged, or of another version of pyro_flows: {error!r}") from error
     guide = _guide(model, content.get("guide_class", "AutoFlow"), config, shown)
-    labels = labels_of(args, dict(kwargs))
-    args, kwargs = converted(args, dict(kwargs), dtype)
+    labels: list[list[str]] = []
+    args, kwargs = converted(args, dict(kwargs), dtype, labels)
     other = _other_arguments(content.get("data", []), without_init(guide.model), args, kwargs)
     remedy = "give Posterior.load(path, model, ...) the arguments of the fit; new data go to posterior.predictive(...)"
     with seeded(0), running(dtype, validate=True):

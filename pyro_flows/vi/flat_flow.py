@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..distributions import Flow
+from ..distributions.abstract_flow import AbstractFlow
 from ..stochastic import StochasticFlow
 from ..transforms import Standardize
 from .scores import push_score
@@ -18,7 +19,6 @@ from .scores import push_score
 __all__ = ["Calls", "FlatFlow", "Parameters"]
 
 Parameters = dict[str, Tensor]
-AnyFlow = Flow | StochasticFlow
 
 
 class _Ends(nn.Module):
@@ -59,7 +59,7 @@ class FlatFlow:
         ends: a module that holds the flow, called for what is asked of it; its transform's directions by default.
     """
 
-    def __init__(self, flow: AnyFlow, ends: nn.Module | None = None) -> None:
+    def __init__(self, flow: AbstractFlow, ends: nn.Module | None = None) -> None:
         self.flow: Any = flow
         self._ends: nn.Module = _Ends(self.flow) if ends is None else ends  # type: ignore[arg-type]
         fixed = [b for m in self._ends.modules() if isinstance(m, Standardize) for b in m.buffers()]

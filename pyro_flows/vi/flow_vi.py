@@ -12,14 +12,14 @@ import torch
 from ..errors import ConvergenceWarning, ModelError, OptionError
 from ..guides import AutoFlow
 from ..model.context import running
-from ..model.inputs import converted, labels_of
+from ..model.inputs import converted
 from ..model.log_joint import LogJoint
 from ..numerics.fingerprint import fingerprint
 from ..numerics.random import seeded
 from ..posterior.posterior import Posterior
 from ..training.checkpoint import Checkpoint, remedy_of_interrupt
 from ..training.progress import Progress
-from .objectives import Objective
+from .objective import Objective
 from .options import Options
 from .run import Run
 from .set_up import set_up
@@ -116,9 +116,10 @@ class FlowVI:
     def run(self, *args: Any, **kwargs: Any) -> Posterior:
         """Fit the model to these arguments. Ctrl-C ends the training early and evaluates the best state so far."""
         dtype = self.options.dtype
+        labels: list[list[str]] = []
         with seeded(self.options.seed), running(dtype, validate=True):
-            posterior = self._run(*converted(args, kwargs, dtype))
-        posterior.log_joint.labels = labels_of(args, kwargs)
+            posterior = self._run(*converted(args, kwargs, dtype, labels))
+        posterior.log_joint.labels = labels
         return posterior
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Posterior:

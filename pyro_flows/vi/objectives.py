@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +12,11 @@ from torch.func import grad, vjp
 
 from ..errors import OptionError
 from .flat_flow import FlatFlow, Parameters
+from .objective import Objective
 from .path_sums import DrawnIndices, SummedPaths
-from .scores import has_fixed_points
 from .steps import LogDensity, StepOutput, clean, gaps_and_slopes, output, slopes_and_values, sound_median
 
-__all__ = ["AUTO", "OBJECTIVES", "Objective", "build_step", "find_objective"]
+__all__ = ["AUTO", "OBJECTIVES", "build_step", "find_objective"]
 
 _CLIP = 10.0  # a particle's excess is shortened to this many times the median
 _SMALL = 0.5  # nats, which no median excess is taken to be below: of a good fit, stray draws are what there is to mend
@@ -25,40 +24,11 @@ _IWAE_GROUP = 8  # particles
 _NO_WEIGHT = -1e30  # log weight of a dropped particle: finite, so that its gradient is zero and not NaN
 
 
-class Objective(Protocol):
-    """What an objective of :class:`~pyro_flows.vi.FlowVI` answers."""
-
-    @property
-    def name(self) -> str:
-        """What it is called, in options and files."""
-
-    @property
-    def obstacle(self) -> str:
-        """Why its step cannot be captured as a graph; empty where it can."""
-
-    def validate(self, num_particles: int) -> None:
-        """Raise an ``OptionError`` for a number of particles that it cannot use."""
-
-    def flat(self, flow: Any) -> FlatFlow:
-        """The flow as the functions of one vector of parameters that the step calls."""
-
-    def step(self, flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor, power: Tensor) -> StepOutput:
-        """Value and gradient, for the density ``p^power``, a scalar power, at base draws ``noise`` ``(N, d)``: no other randomness."""
-
-
 @dataclass(frozen=True)
-class Path:
+class Path(Objective):
     """The ELBO by sticking the landing: only the path through the draws carries gradient, so at q = p it has no variance."""
 
     name: str = "path"
-    obstacle: str = ""
-
-    def validate(self, num_particles: int) -> None:
-        """Any number of particles will do."""
-
-    def flat(self, flow: Any) -> FlatFlow:
-        """The flow as functions of one vector."""
-        return FlatFlow(flow)
 
     def step(self, flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor, power: Tensor) -> StepOutput:
         """Value and gradient at base draws ``(N, d)``."""
@@ -68,7 +38,7 @@ class Path:
             x, ladj, score = flow.apply(parameters, "push", noise, start)
             return x, (log_base - ladj, score)
 
-        if has_fixed_points(flow.flow.transform):  # one pass more, for derivatives that do not nest
+        if flow.flow.has_implicit_layers:  # one pass more, for derivatives that do not nest
             _, (log_q, score) = draw(parameters)
             x, pull = vjp(lambda parameters: flow.apply(parameters, "forward", noise)[0], parameters)  # type: ignore[misc]
         else:
@@ -80,7 +50,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Total:
+class Total(Objective):
     """The total gradient of a loss of the gaps ``log q - log p`` at reparameterised draws.
 
     Attributes:
@@ -91,16 +61,11 @@ class Total:
     name: str
     loss: Callable[[Tensor, Tensor], Tensor]
     group: int = 1
-    obstacle: str = ""
 
     def validate(self, num_particles: int) -> None:
         """Raise an ``OptionError`` unless the particles make whole groups."""
         if num_particles % self.group:
             raise OptionError(f"objective={self.name!r} needs num_particles to be a multiple of {self.group}, got {num_particles}")
-
-    def flat(self, flow: Any) -> FlatFlow:
-        """The flow as functions of one vector."""
-        return FlatFlow(flow)
 
     def step(self, flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor, power: Tensor) -> StepOutput:
         """Value and gradient at base draws ``(N, d)``."""
@@ -112,7 +77,7 @@ class Total:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Objective):
     """A gradient that weighs the scores of draws, the gradients of their log densities where they stay; no slope of ``log p`` is taken.
 
     Attributes:
@@ -121,14 +86,6 @@ class Scores:
 
     name: str
     weigh: Callable[[Tensor, Tensor], Tensor]
-    obstacle: str = ""
-
-    def validate(self, num_particles: int) -> None:
-        """Any number of particles will do."""
-
-    def flat(self, flow: Any) -> FlatFlow:
-        """The flow as functions of one vector."""
-        return FlatFlow(flow)
 
     def step(self, flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor, power: Tensor) -> StepOutput:
         """Value and gradient at base draws ``(N, d)``."""

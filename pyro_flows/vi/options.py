@@ -11,7 +11,8 @@ import torch
 from ..errors import OptionError
 from ..training.checkpoint import Checkpoint
 from ..training.engine import ENGINES
-from .objectives import AUTO, OBJECTIVES, Objective, find_objective
+from .objective import Objective
+from .objectives import AUTO, OBJECTIVES, find_objective
 
 __all__ = ["AFFINE_PARTICLES", "Options"]
 

@@ -10,13 +10,19 @@ from torch.func import grad, vjp
 
 from ..stochastic import StochasticFlow
 from .flat_flow import Calls, FlatFlow, Parameters
+from .objective import Objective
 from .steps import LogDensity, StepOutput, finish, gaps_and_slopes
 
 __all__ = ["DrawnIndices", "SummedPaths"]
 
 
+class _OfStochasticFlow(Objective):
+    def flat(self, flow: StochasticFlow) -> FlatFlow:
+        return FlatFlow(flow, Calls(flow))
+
+
 @dataclass(frozen=True)
-class SummedPaths:
+class SummedPaths(_OfStochasticFlow):
     r"""The ELBO by Rao-Blackwell over paths: :math:`E_z \sum_u \pi_u(z) [\log q(x_u) - \log p(x_u)]`, with no score function.
 
     Attributes:
@@ -25,14 +31,6 @@ class SummedPaths:
 
     name: str
     landing: bool
-    obstacle: str = ""
-
-    def validate(self, num_particles: int) -> None:
-        """Any number of particles will do."""
-
-    def flat(self, flow: StochasticFlow) -> FlatFlow:
-        """The flow as functions of one vector."""
-        return FlatFlow(flow, Calls(flow))
 
     def step(self, flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor, power: Tensor) -> StepOutput:
         """Value and gradient at base draws ``(N, d)``."""
@@ -58,18 +56,11 @@ class SummedPaths:
 
 
 @dataclass(frozen=True)
-class DrawnIndices:
+class DrawnIndices(_OfStochasticFlow):
     """The bound of the ELBO with auxiliary indices, by reparameterised draws of everything."""
 
     name: str
     obstacle: str = "it draws random indices on its way"
-
-    def validate(self, num_particles: int) -> None:
-        """Any number of particles will do."""
-
-    def flat(self, flow: StochasticFlow) -> FlatFlow:
-        """The flow as functions of one vector."""
-        return FlatFlow(flow, Calls(flow))
 
     def step(self, flow: FlatFlow, log_joint: LogDensity, parameters: Parameters, noise: Tensor, power: Tensor) -> StepOutput:
         """Value and gradient at base draws ``(N, d)``."""

@@ -18,9 +18,9 @@ from ..training.engine import Engine, prepare
 from ..training.loop import Loop, Outcome, Window
 from ..training.plateau import Plateau
 from ..training.progress import Progress
-from .objectives import Objective, build_step, find_objective
+from .objective import Objective
+from .objectives import build_step, find_objective
 from .options import Options
-from .scores import has_fixed_points
 
 __all__ = ["Run", "Started", "Trained"]
 
@@ -184,7 +184,7 @@ class Run:
         """How the step of a stage runs: prepared once, also where the stage is trained in rounds."""
         if name not in self.engines:
             wanted = self.resumed.get("engine", self.options.engine)
-            if wanted == "auto" and has_fixed_points(flow):
+            if wanted == "auto" and flow.has_implicit_layers:
                 wanted = "eager"  # in a graph a fixed point takes the same many iterations whatever the values, which is far slower
             flat, one = inputs
             noise = torch.zeros(particles, flow.dim).to(flat)  # not drawn: a resumed run would then see other numbers

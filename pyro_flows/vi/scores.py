@@ -11,20 +11,15 @@ from __future__ import annotations
 from functools import singledispatch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vjp
 
 from ..transforms import Compose, ContinuousFlow, Coupling, Elementwise, FlowTransform
 from ..univariate import Univariate
 
-__all__ = ["has_fixed_points", "push_score"]
+__all__ = ["push_score"]
 
 Pushed = tuple[Tensor, Tensor, Tensor]  # the mapped point, the ladj there, the score there
-
-
-def has_fixed_points(transform: nn.Module) -> bool:
-    """Whether a layer's derivatives are functions of its own making (implicit, or of an estimate), which ``torch.func`` cannot nest."""
-    return any(getattr(layer, "implicit", False) for layer in transform.modules())
 
 
 @singledispatch
